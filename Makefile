@@ -1,0 +1,59 @@
+# Every target sets up what it needs, and does nothing where that is done. `make help` lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+HOST := 127.0.0.1
+MLFLOW_PORT ?= 5000
+
+VENV := .venv
+READY := $(VENV)/.ready
+UV := .uv/bin/uv
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # without compiled bytecode every import takes 2 to 4 times as long
+unexport VIRTUAL_ENV
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+pipeline: $(READY)  ## rebuild everything that changed, and show the result
+	@dvc repro
+	@python -m pipelines.summary
+
+test: $(READY)  ## run all tests
+	@pytest tests/unit tests/pipeline
+
+check: $(READY)  ## lint, format check, types
+	@ruff check . && ruff format --check . && mypy
+
+ui: $(READY)  ## open the MLflow UI on the local store
+	@echo "MLflow: http://$(HOST):$(MLFLOW_PORT)  (Ctrl-C ends it)"
+	@mkdir -p mlruns
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true exec mlflow server \
+		--host $(HOST) --port $(MLFLOW_PORT) --workers 1 \
+		--backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" \
+		--default-artifact-root "file://$(CURDIR)/mlruns/artifacts"
+
+bench: $(READY)  ## measure what docs/benchmarks.md reports (a copy of the repository, some minutes)
+	@python -m benchmarks.pipeline
+
+lock: $(UV)  ## resolve pyproject.toml anew into requirements.lock
+	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
+		--no-header --quiet --upgrade --output-file requirements.lock
+
+setup: $(READY)  ## only install
+
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"error: this is Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action ignore --target .uv uv==$(UV_VERSION)
+
+$(READY): requirements.lock pyproject.toml | $(UV)
+	@echo "setting up $(VENV) (once; some GB)"
+	@test -x $(VENV)/bin/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes --compile-bytecode requirements.lock
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+.PHONY: help pipeline test check ui bench lock setup

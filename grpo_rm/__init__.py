@@ -1,0 +1,1 @@
+"""Post-train vision encoders with GRPO-RM: group-relative policy optimization over an enumerated output set."""

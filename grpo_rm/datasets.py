@@ -1,0 +1,145 @@
+"""Prepared data to batches of uint8 images.
+
+Order and augmentation of an image depend on (seed, epoch, index) alone: not on the number of workers, nor on what was
+trained before. That is what makes two arms comparable and a run repeatable.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from grpo_rm.transforms import Pixels, decode
+
+Key = tuple[int, int]  # epoch, index
+Batch = tuple[Tensor, Tensor]  # images (B, H, W, C) uint8, labels (B,) int64
+View = Callable[[Image.Image, np.random.Generator], Pixels]
+
+CACHE_LIMIT = 2**30  # bytes of decoded pixels that are kept in memory
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the prepared data. `ids`, `files` and `labels` have one entry per image, in one order."""
+
+    ids: list[str]
+    files: list[bytes]
+    labels: NDArray[np.int64]
+
+
+def read_dataset(prepared: Path) -> dict[str, Any]:
+    """Read dataset.json: task, name, classes, counts, mean, std."""
+    path = prepared / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: run `dvc repro prepare` (or `dvc checkout`) first")
+    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return description
+
+
+def read_split(prepared: Path, name: str) -> Split:
+    """Read all shards of the split `name` ("train", "val" or "test").
+
+    Raises:
+        FileNotFoundError: The split has no shard.
+    """
+    shards = sorted((prepared / name).glob("*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"no Parquet file in {prepared / name}: run `dvc repro prepare` first")
+    table = pq.read_table(shards, columns=["id", "image", "label"])
+    return Split(
+        ids=table["id"].to_pylist(),
+        files=table["image"].combine_chunks().field("bytes").to_pylist(),
+        labels=table["label"].to_numpy().astype(np.int64),
+    )
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    def __init__(self, split: Split, view: View, *, channels: int, seed: int) -> None:
+        self.split, self.view, self.channels, self.seed = split, view, channels, seed
+        self.decoded: dict[int, Image.Image] = {}
+        self.cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.split.files)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        pixels = self.view(self._decoded(index), np.random.default_rng((self.seed, epoch, index)))
+        return torch.from_numpy(pixels.copy()), int(self.split.labels[index])
+
+    def _decoded(self, index: int) -> Image.Image:
+        if index in self.decoded:
+            return self.decoded[index]
+        image = decode(self.split.files[index], channels=self.channels)
+        self.cached_bytes += image.width * image.height * self.channels
+        if self.cached_bytes <= CACHE_LIMIT:
+            self.decoded[index] = image
+        return image
+
+
+class _Epoch(Sampler[Key]):
+    def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Key]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
+        return iter((self.epoch, int(index)) for index in order)
+
+
+class Batches:
+    """The batches of a split, epoch by epoch.
+
+    Args:
+        split: What to read.
+        view: Decoded image and generator to an array (size, size, channels) uint8.
+        channels: 1 or 3.
+        batch_size: Images per batch; all of them where the split has fewer.
+        seed: Of the order and the augmentation.
+        is_training: Shuffle, and drop the last, incomplete batch.
+        workers: Processes that decode. With 0, decoded images stay in memory, up to 1 GiB.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        view: View,
+        *,
+        channels: int,
+        batch_size: int,
+        seed: int = 0,
+        is_training: bool = False,
+        workers: int = 0,
+    ) -> None:
+        images = _Images(split, view, channels=channels, seed=seed)
+        self.batch_size = min(batch_size, len(images))
+        self._sampler = _Epoch(len(images), seed=seed, shuffle=is_training)
+        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+            images,
+            batch_size=self.batch_size,
+            sampler=self._sampler,
+            drop_last=is_training,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `number`."""
+        self._sampler.epoch = number
+        yield from self._loader

@@ -1,0 +1,90 @@
+"""A trained model to one ONNX file, and the proof that both say the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from grpo_rm.model import Model
+
+INPUT, OUTPUTS = "images", ("embedding", "logits")
+PARITY_BATCHES = (1, 3, 32)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX and torch are apart on one batch.
+
+    Attributes:
+        batch_size: Number of images.
+        max_abs_error: Largest difference of any embedding entry or logit.
+        min_cosine: Smallest cosine of two embeddings of one image.
+    """
+
+    batch_size: int
+    max_abs_error: float
+    min_cosine: float
+
+
+def export_onnx(model: Model, path: Path, *, opset: int, metadata: Mapping[str, str]) -> None:
+    """Write the model as one ONNX file with a dynamic batch.
+
+    Input `images` (N, H, W, C) uint8, as decoded and resized; normalization is inside. Outputs `embedding` (N, D) and
+    `logits` (N, K), float32. The same model gives the same bytes: paths of source files are removed.
+
+    Args:
+        model: On the CPU.
+        path: The file to write.
+        opset: ONNX operator set.
+        metadata: Written into the file's own metadata.
+    """
+    size = model.config.image_size
+    images = torch.zeros(2, size, size, model.config.channels, dtype=torch.uint8)
+    program = torch.onnx.export(
+        model.eval(),
+        (images,),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.graph.metadata_props.clear()
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.model.metadata_props.update(metadata)
+    program.save(str(path), external_data=False)
+
+
+def measure_parity(model: Model, path: Path, images: NDArray[np.uint8]) -> list[Parity]:
+    """Run ONNX (onnxruntime, CPU) and torch on batches of 1, 3 and 32 of the images.
+
+    Args:
+        model: On the CPU.
+        path: Its ONNX file.
+        images: (N, H, W, C), at least one; repeated where there are fewer than 32.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    repeated = np.resize(images, (max(PARITY_BATCHES), *images.shape[1:]))
+    return [_compare(model, session, repeated[:size]) for size in PARITY_BATCHES]
+
+
+@torch.inference_mode()
+def _compare(model: Model, session: "onnxruntime.InferenceSession", images: NDArray[np.uint8]) -> Parity:  # type: ignore[name-defined]  # noqa: F821
+    expected = [output.numpy() for output in model.eval()(torch.from_numpy(images))]
+    actual = session.run(list(OUTPUTS), {INPUT: images})
+    error = max(float(np.abs(a - e).max()) for a, e in zip(actual, expected, strict=True))
+    return Parity(len(images), error, float(_cosine(actual[0], expected[0]).min()))
+
+
+def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
+    return np.where(norms > 0, (a64 * b64).sum(axis=1) / np.maximum(norms, 1e-30), 1.0)

@@ -1,0 +1,39 @@
+"""Embeddings and logits of a whole split."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from grpo_rm.datasets import Batch
+from grpo_rm.model import Model
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about N images: embeddings (N, D), logits (N, K) float32, labels (N,) int64."""
+
+    embeddings: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@torch.inference_mode()
+def predict(model: Model, batches: Iterable[Batch], *, device: torch.device) -> Predictions:
+    """Run the model in evaluation mode over all batches. Its mode is restored afterwards."""
+    was_training = model.training
+    model.eval()
+    embeddings, logits, labels = [], [], []
+    for images, targets in batches:
+        embedding, scores = model(images.to(device, non_blocking=True))
+        embeddings.append(embedding.float())
+        logits.append(scores.float())
+        labels.append(targets)
+    model.train(was_training)
+    return Predictions(
+        embeddings=torch.cat(embeddings).cpu().numpy(),
+        logits=torch.cat(logits).cpu().numpy(),
+        labels=torch.cat(labels).numpy(),
+    )

@@ -1,0 +1,64 @@
+"""The model of all arms: normalization, a timm encoder, and a linear head over the output set."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grpo_rm.encoder import create_encoder, embedding_dim
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build the model and to feed it: the content of config.json beside the weights.
+
+    Attributes:
+        encoder: Name of a timm model.
+        channels: 1 (gray) or 3 (RGB).
+        image_size: Side in pixels.
+        crop_pct: Side of the central square that is kept, as a share of the shorter side.
+        interpolation: "bilinear" or "bicubic".
+        mean: Per channel, in [0, 1].
+        std: Per channel, in [0, 1].
+        classes: Names of the output set, in the order of the logits.
+        encoder_args: More arguments of timm.create_model.
+        task: "classification".
+    """
+
+    encoder: str
+    channels: int
+    image_size: int
+    crop_pct: float
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+
+
+class Model(nn.Module):
+    """Images as they come from the data, uint8 and channels last, to embedding and logits."""
+
+    def __init__(self, config: ModelConfig, *, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder or create_encoder(
+            config.encoder,
+            pretrained=False,
+            channels=config.channels,
+            image_size=config.image_size,
+            args=config.encoder_args,
+        )
+        self.head = nn.Linear(embedding_dim(self.encoder), len(config.classes))
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, H, W, C) uint8 to the embedding (B, D) and the logits (B, K)."""
+        pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        embedding = self.encoder((pixels - self.mean) / self.std)
+        return embedding, self.head(embedding)

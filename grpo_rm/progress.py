@@ -1,0 +1,52 @@
+"""Progress of a long run: a bar on a terminal, one line per epoch everywhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Self
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts images, and says how fast and how long still.
+
+    Args:
+        title: Shown in front.
+        epochs: How many there will be.
+        images_per_epoch: How many images each has.
+    """
+
+    def __init__(self, title: str, *, epochs: int, images_per_epoch: int) -> None:
+        self.title, self.epochs, self.images_per_epoch = title, epochs, images_per_epoch
+        self._images, self._started = 0, time.monotonic()
+        # disable=None: no bar where stderr is not a terminal
+        self._bar = tqdm(total=epochs * images_per_epoch, desc=title, unit=" images", unit_scale=True, disable=None)
+
+    def advance(self, images: int) -> None:
+        """Count the images of one step."""
+        self._images += images
+        self._bar.update(images)
+
+    def end_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Print the line of an epoch."""
+        speed = self._images / (time.monotonic() - self._started)
+        left = (self.epochs - epoch) * self.images_per_epoch / speed
+        # with a fresh old policy the value of the clipped objective is 0 all along; this reward is the mean p(label)
+        first = "rewards/accuracy/mean" if "rewards/accuracy/mean" in metrics else "train_loss"
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in (first, "val_accuracy", "val_nll"))
+        line = f"{self.title}  epoch {epoch}/{self.epochs}  {values}  {speed:,.0f} images/s  {_clock(left)} left"
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

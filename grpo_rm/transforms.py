@@ -1,0 +1,54 @@
+"""Image files to arrays. Pillow alone, so that a server without torch can do exactly the same."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]  # (size, size, channels)
+
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def decode(data: bytes, *, channels: int) -> Image.Image:
+    """Decode an image file, turn it upright by its EXIF orientation, and convert it to gray (1) or RGB (3)."""
+    image = Image.open(io.BytesIO(data))
+    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+
+
+def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpolation: str) -> Pixels:
+    """Keep the central square, `crop_pct` of the shorter side wide, and resize it to (size, size, channels) uint8."""
+    side = crop_pct * min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    return _resized(image, (left, top, left + side, top + side), size, interpolation)
+
+
+def training_view(
+    image: Image.Image, *, size: int, min_crop: float, flip: bool, interpolation: str, rng: np.random.Generator
+) -> Pixels:
+    """Crop at random and resize to (size, size, channels) uint8.
+
+    Args:
+        image: As `decode` gives it.
+        size: Side of the result in pixels.
+        min_crop: The crop's area is uniform in [min_crop, 1] of the image's, its aspect ratio log-uniform in
+            [3/4, 4/3] of the image's own, as far as both fit.
+        flip: Mirror left and right with probability 1/2.
+        interpolation: "bilinear" or "bicubic".
+        rng: Where all the randomness comes from.
+    """
+    area, log_ratio, x, y, mirror = rng.random(5)
+    area = min_crop + (1 - min_crop) * area
+    stretch = (4 / 3) ** (log_ratio - 0.5)
+    width, height = (
+        min(1.0, area**0.5 * factor) * length for factor, length in zip((stretch, 1 / stretch), image.size, strict=True)
+    )
+    left, top = x * (image.width - width), y * (image.height - height)
+    pixels = _resized(image, (left, top, left + width, top + height), size, interpolation)
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip and mirror < 0.5 else pixels
+
+
+def _resized(image: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: str) -> Pixels:
+    resized = image.resize((size, size), INTERPOLATIONS[interpolation], box=box)
+    return np.asarray(resized).reshape(size, size, -1)

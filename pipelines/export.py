@@ -1,0 +1,126 @@
+"""Stage export: the GRPO-RM model as one ONNX file that equals torch, or the stage fails."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpo_rm.config import load_config
+from pipelines.stage import run_stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from grpo_rm.export import Parity
+    from grpo_rm.model import Model, ModelConfig
+
+MODEL = Path("models/finetune/grpo_rm")
+ONNX = Path("models/onnx/encoder.onnx")
+REPORT = Path("reports/export.json")
+LATENCY_RUNS = 20
+
+
+def main() -> None:
+    """Export, prove parity, measure size and latency."""
+    config = load_config()
+
+    from grpo_rm.checkpoint import load_model  # slow to import: torch
+    from grpo_rm.export import export_onnx, measure_parity
+
+    model = load_model(MODEL)
+    images = example_images(model.config)
+    ONNX.parent.mkdir(parents=True, exist_ok=True)
+    export_onnx(model, ONNX, opset=config.export.opset, metadata=onnx_metadata(model.config))
+    parity = measure_parity(model, ONNX, images)
+    check_parity(parity, max_abs_error=config.export.max_abs_error, min_cosine=config.export.min_cosine)
+    size = ONNX.stat().st_size
+    report = {
+        "bytes": size,
+        "parity": {str(p.batch_size): {"max_abs_error": p.max_abs_error, "min_cosine": p.min_cosine} for p in parity},
+        "latency_ms": measure_latency(model, images),
+    }
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    worst = max(p.max_abs_error for p in parity)
+    print(f"export: {ONNX}, {size / 1e6:.1f} MB, largest difference from torch {worst:.1e}")
+
+
+def onnx_metadata(model: "ModelConfig") -> dict[str, str]:
+    """Return what the file says of itself: how to feed it, what it answers, and what it was made from."""
+    from pipelines.lineage import sha256
+
+    return {
+        "grpo_rm.task": model.task,
+        "grpo_rm.encoder": model.encoder,
+        "grpo_rm.classes": json.dumps(model.classes),
+        "grpo_rm.preprocessing": json.dumps(
+            {
+                "image_size": model.image_size,
+                "channels": model.channels,
+                "crop_pct": model.crop_pct,
+                "interpolation": model.interpolation,
+            }
+        ),
+        "grpo_rm.model_sha256": sha256(MODEL / "model.safetensors"),
+        "grpo_rm.training": (MODEL / "training.json").read_text(encoding="utf-8"),
+    }
+
+
+def example_images(model: "ModelConfig") -> "NDArray[np.uint8]":
+    """Return the first test images as the model gets them: (N, H, W, C)."""
+    from grpo_rm.export import PARITY_BATCHES
+    from pipelines.training import evaluation_batches
+
+    images, _ = next(evaluation_batches(model, "test").epoch(0))
+    return images[: max(PARITY_BATCHES)].numpy()
+
+
+def check_parity(parity: "list[Parity]", *, max_abs_error: float, min_cosine: float) -> None:
+    """Refuse a file that does not say what torch says.
+
+    Raises:
+        ValueError: A batch is over a limit.
+    """
+    bad = [p for p in parity if not (p.max_abs_error <= max_abs_error and p.min_cosine >= min_cosine)]
+    if bad:
+        raise ValueError(
+            f"the ONNX file differs from torch: {', '.join(str(asdict(p)) for p in bad)}; expected max_abs_error <= "
+            f"{max_abs_error:g} and min_cosine >= {min_cosine:g}. Try another export.opset; if the model is "
+            "numerically harder than that, widen export.max_abs_error"
+        )
+
+
+def measure_latency(model: "Model", images: "NDArray[np.uint8]") -> dict[str, dict[str, float]]:
+    """Return the median time of a batch in milliseconds, torch and onnxruntime, on this machine's CPU."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(ONNX, providers=["CPUExecutionProvider"])
+    result: dict[str, dict[str, float]] = {}
+    for size in (1, 32):
+        batch = np.resize(images, (size, *images.shape[1:]))
+        tensor = torch.from_numpy(batch)
+        with torch.inference_mode():
+            torch_ms = _median_ms(model, tensor)
+        onnx_ms = _median_ms(session.run, None, {"images": batch})
+        result[str(size)] = {"torch": round(torch_ms, 3), "onnxruntime": round(onnx_ms, 3)}
+    return result
+
+
+def _median_ms(action: Callable[..., Any], *arguments: Any) -> float:
+    action(*arguments)
+    times = []
+    for _ in range(LATENCY_RUNS):
+        start = time.perf_counter()
+        action(*arguments)
+        times.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,65 @@
+"""Stage pretrain: a supervised model, from scratch or from timm's weights."""
+
+from pathlib import Path
+
+from grpo_rm.config import load_config
+from pipelines.stage import run_stage
+from pipelines.tracking.runs import check_tracking
+
+
+def main() -> None:
+    """Train with cross-entropy from the encoder that params.yaml names."""
+    config = load_config()
+    check_tracking()
+
+    import torch  # slow to import, so after what can fail at once
+
+    from grpo_rm.datasets import read_dataset
+    from grpo_rm.encoder import create_encoder, pretrained_normalization
+    from grpo_rm.losses import cross_entropy_loss
+    from grpo_rm.model import Model, ModelConfig
+    from pipelines.training import PREPARED, train_stage
+
+    dataset, encoder = read_dataset(PREPARED), config.encoder
+    torch.manual_seed(config.seed)
+    network = create_encoder(
+        encoder.name,
+        pretrained=encoder.pretrained,
+        channels=encoder.channels,
+        image_size=encoder.image_size,
+        args=encoder.args,
+    )
+    mean, std = pretrained_normalization(network) if encoder.pretrained else (dataset["mean"], dataset["std"])
+    model = Model(
+        ModelConfig(
+            encoder=encoder.name,
+            channels=encoder.channels,
+            image_size=encoder.image_size,
+            crop_pct=encoder.crop_pct,
+            interpolation=encoder.interpolation,
+            mean=to_channels(mean, encoder.channels),
+            std=to_channels(std, encoder.channels),
+            classes=dataset["classes"],
+            encoder_args=encoder.args,
+        ),
+        encoder=network,
+    )
+    blocks = config.model_dump(include={"seed", "data", "encoder", "pretrain"})
+    train_stage(
+        "pretrain",
+        model,
+        cross_entropy_loss,
+        config.pretrain,
+        config,
+        parameters=blocks,
+        output=Path("models/pretrain"),
+    )
+
+
+def to_channels(statistics: list[float], channels: int) -> list[float]:
+    """Return a value per channel of the model: for gray images the mean over the colors."""
+    return statistics if channels == 3 else [sum(statistics) / len(statistics)]
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,103 @@
+"""A copy of the repository in which the pipeline has run once, for real."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Workspace:
+    """A checkout with its own DVC cache and MLflow store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+
+    def succeed(self, *command: str, **environment: str) -> str:
+        done = self.run(*command, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def fail(self, *command: str, **environment: str) -> str:
+        """Return the one error message of a command that has to fail without a traceback."""
+        done = self.run(*command, **environment)
+        assert done.returncode != 0, done.stdout
+        assert "Traceback" not in done.stderr, done.stderr
+        errors = re.findall(r"^error: .*(?:\n {2}.*)*", done.stderr, re.MULTILINE)
+        assert len(errors) == 1, done.stderr
+        return errors[0]
+
+    def set(self, **values: object) -> None:
+        """Set parameters: finetune__epochs=3 is `finetune.epochs: 3`."""
+        text = (self.root / "params.yaml").read_text()
+        for name, value in values.items():
+            block, _, key = name.partition("__")
+            pattern = rf"(?ms)^({block}:.*?\n  {key}: )[^#\n]*?( *(?:#[^\n]*)?)$"
+            text, count = re.subn(pattern, rf"\g<1>{value}\g<2>", text, count=1)
+            assert count == 1, name
+        (self.root / "params.yaml").write_text(text)
+
+    def restore(self) -> None:
+        """Go back to the state of the last commit, results included."""
+        self.succeed("git", "checkout", "--quiet", ".")
+        self.succeed("git", "clean", "-fdq")
+        self.succeed("dvc", "checkout", "--quiet", "--force")
+
+
+def copy_repository(root: Path) -> Workspace:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    for name in listed:
+        if (REPOSITORY / name).is_file() and name != "dvc.lock":
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / name, root / name)
+    workspace = Workspace(root)
+    workspace.succeed("git", "init", "--quiet", "--initial-branch=main")
+    workspace.succeed("git", "config", "user.name", "test")
+    workspace.succeed("git", "config", "user.email", "test@example.com")
+    return workspace
+
+
+def commit(workspace: Workspace, message: str) -> None:
+    workspace.succeed("git", "add", "--all")
+    workspace.succeed("git", "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The pipeline has run, with fewer epochs than by default, and dvc.lock is committed."""
+    workspace = copy_repository(tmp_path_factory.mktemp("repository"))
+    workspace.set(pretrain__epochs=5, finetune__epochs=3)
+    commit(workspace, "as cloned")
+    workspace.succeed("dvc", "repro")
+    commit(workspace, "dvc.lock")
+    return workspace
+
+
+@pytest.fixture
+def workspace(finished: Workspace) -> Iterator[Workspace]:
+    """The same, to change at will: afterwards parameters and results are restored."""
+    yield finished
+    finished.restore()
