@@ -39,7 +39,8 @@ def group_advantages(
     if scale == "none":
         return centered
     std = _group_mean(centered.square(), old_log_probs).sqrt()
-    return centered / (std + eps)
+    # where all rewards are equal nothing is to be learned: 0, also without an eps
+    return (centered / (std + eps)).masked_fill(std == 0, 0)
 
 
 def _group_mean(values: Tensor, old_log_probs: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def read_split(prepared: Path, name: str) -> Split:
     table = pq.read_table(shards, columns=["id", "image", "label"])
     return Split(
         ids=table["id"].to_pylist(),
-        files=table["image"].combine_chunks().field("bytes").to_pylist(),
+        files=pc.struct_field(table["image"], "bytes").to_pylist(),  # chunk by chunk: one chunk holds 2 GiB at most
         labels=table["label"].to_numpy().astype(np.int64),
     )
 
@@ -134,6 +135,7 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # not the global one: dropout would depend on the number of workers
         )
 
     def __len__(self) -> int:

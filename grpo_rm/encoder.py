@@ -38,7 +38,7 @@ def create_encoder(
             f"the weights of encoder {name!r} could not be downloaded: {_first_line(error)}. Connect to the network "
             "once (they are cached), or set encoder.pretrained to false"
         ) from error
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+    except (TypeError, AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"timm refuses encoder {name!r} with image_size {image_size} and arguments {dict(args or {})}: "
             f"{_first_line(error)}"
@@ -85,7 +85,7 @@ def _check_size(encoder: nn.Module, name: str, *, channels: int, image_size: int
     try:
         with torch.no_grad():
             shape = encoder.eval()(torch.zeros(1, channels, image_size, image_size)).shape
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"encoder {name!r} cannot take image_size {image_size}: {_first_line(error)}. It was made for "
             f"{encoder.pretrained_cfg['input_size'][-1]} pixels"  # type: ignore[index]

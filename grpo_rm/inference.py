@@ -20,6 +20,11 @@ class Predictions:
     labels: NDArray[np.int64]
 
 
+def best_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @torch.inference_mode()
 def predict(model: Model, batches: Iterable[Batch], *, device: torch.device) -> Predictions:
     """Run the model in evaluation mode over all batches. Its mode is restored afterwards."""

@@ -185,7 +185,8 @@ def _create_optimizer(model: Model, recipe: Recipe, *, steps_per_epoch: int) -> 
         model, recipe.weight_decay, no_weight_decay_list=[f"encoder.{name}" for name in undecayed]
     )
     optimizer = AdamW(groups, lr=recipe.learning_rate)
-    warmup, total = round(recipe.warmup_epochs * steps_per_epoch), recipe.epochs * steps_per_epoch
+    total = recipe.epochs * steps_per_epoch
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)  # rounding may reach the last step
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -13,8 +13,10 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 def decode(data: bytes, *, channels: int) -> Image.Image:
     """Decode an image file, turn it upright by its EXIF orientation, and convert it to gray (1) or RGB (3)."""
-    image = Image.open(io.BytesIO(data))
-    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I;16"):  # Pillow would cut 16-bit gray off at 255 instead of scaling it
+        image = image.convert("I").point(lambda value: value / 256)
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpolation: str) -> Pixels:

@@ -73,8 +73,8 @@ def evaluate(config: Config) -> dict[str, Any]:
 def predict_splits(directory: Path) -> Outputs:
     """Run a saved model over train, val and test, without augmentation."""
     from grpo_rm.checkpoint import load_model
-    from grpo_rm.inference import predict
-    from pipelines.training import best_device, evaluation_batches
+    from grpo_rm.inference import best_device, predict
+    from pipelines.batches import evaluation_batches
 
     device = best_device()
     model = load_model(directory).to(device)
@@ -90,7 +90,7 @@ def write_predictions(outputs: Outputs, path: Path) -> None:
     import pyarrow.parquet as pq
 
     from grpo_rm.datasets import read_split
-    from pipelines.training import PREPARED
+    from pipelines.batches import PREPARED
 
     tables = [
         pa.table(
@@ -115,9 +115,9 @@ def write_figures(outputs: Mapping[str, Outputs], evaluation: dict[str, Any], co
     from grpo_rm.datasets import read_dataset
     from grpo_rm.evaluation.calibration import reliability_bins
     from grpo_rm.evaluation.classification import confusion_counts
+    from pipelines.batches import PREPARED
     from pipelines.plots import confusion_rows, reliability_rows
     from pipelines.report import write_report
-    from pipelines.training import CURVES, PREPARED
 
     dataset = read_dataset(PREPARED)
     tests = {name: splits["test"] for name, splits in outputs.items()}
@@ -136,7 +136,7 @@ def write_figures(outputs: Mapping[str, Outputs], evaluation: dict[str, Any], co
     write_report(
         REPORTS / "index.html",
         evaluation=evaluation,
-        histories={name: read_numbers(CURVES / f"{name}.csv") for name in MODELS},
+        histories={name: read_numbers(REPORTS / "training" / f"{name}.csv") for name in MODELS},
         dataset=dataset,
         reliability=reliability,
         confusion=confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(dataset["classes"])),

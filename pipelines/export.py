@@ -73,7 +73,7 @@ def onnx_metadata(model: "ModelConfig") -> dict[str, str]:
 def example_images(model: "ModelConfig") -> "NDArray[np.uint8]":
     """Return the first test images as the model gets them: (N, H, W, C)."""
     from grpo_rm.export import PARITY_BATCHES
-    from pipelines.training import evaluation_batches
+    from pipelines.batches import evaluation_batches
 
     images, _ = next(evaluation_batches(model, "test").epoch(0))
     return images[: max(PARITY_BATCHES)].numpy()

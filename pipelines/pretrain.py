@@ -18,7 +18,8 @@ def main() -> None:
     from grpo_rm.encoder import create_encoder, pretrained_normalization
     from grpo_rm.losses import cross_entropy_loss
     from grpo_rm.model import Model, ModelConfig
-    from pipelines.training import PREPARED, train_stage
+    from pipelines.batches import PREPARED
+    from pipelines.training import train_stage
 
     dataset, encoder = read_dataset(PREPARED), config.encoder
     torch.manual_seed(config.seed)

@@ -4,21 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from grpo_rm.checkpoint import WEIGHTS, save_model
 from grpo_rm.config import Config, Training
-from grpo_rm.datasets import Batches, read_split
-from grpo_rm.model import Model, ModelConfig
+from grpo_rm.inference import best_device
+from grpo_rm.model import Model
 from grpo_rm.trainer import Loss, Recipe, Trainer, best_epoch
-from grpo_rm.transforms import Pixels, evaluation_view, training_view
+from pipelines.batches import training_batches
 from pipelines.lineage import data_hash, sha256
 from pipelines.tables import write_csv
 from pipelines.tracking.runs import start_run
 
-PREPARED = Path("data/prepared")
 CURVES = Path("reports/training")
 
 
@@ -86,42 +83,6 @@ def write_provenance(stage: str, parameters: dict[str, Any], output: Path, initi
     (output / "training.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 
 
-def training_batches(model: ModelConfig, training: Training, *, seed: int) -> tuple[Batches, Batches]:
-    """Return the augmented, shuffled training batches and the validation batches."""
-    size, interpolation = model.image_size, model.interpolation
-    augmentation = training.augmentation
-
-    def augmented(image: Image.Image, rng: np.random.Generator) -> Pixels:
-        return training_view(
-            image,
-            size=size,
-            min_crop=augmentation.min_crop,
-            flip=augmentation.flip,
-            interpolation=interpolation,
-            rng=rng,
-        )
-
-    train = Batches(
-        read_split(PREPARED, "train"),
-        augmented,
-        channels=model.channels,
-        batch_size=training.batch_size,
-        seed=seed,
-        is_training=True,
-        workers=training.workers,
-    )
-    return train, evaluation_batches(model, "val", workers=training.workers)
-
-
-def evaluation_batches(model: ModelConfig, split: str, *, workers: int = 0) -> Batches:
-    """Return the batches of a split in order, without augmentation."""
-
-    def plain(image: Image.Image, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
-        return evaluation_view(image, size=model.image_size, crop_pct=model.crop_pct, interpolation=model.interpolation)
-
-    return Batches(read_split(PREPARED, split), plain, channels=model.channels, batch_size=256, workers=workers)
-
-
 def recipe(training: Training) -> Recipe:
     """Return the trainer's part of a block of params.yaml."""
     return Recipe(
@@ -132,8 +93,3 @@ def recipe(training: Training) -> Recipe:
         clip_grad_norm=training.clip_grad_norm,
         freeze_encoder=training.freeze_encoder,
     )
-
-
-def best_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

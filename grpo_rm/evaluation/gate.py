@@ -43,7 +43,11 @@ def decide(
     """
     accuracy = metrics.get("accuracy", math.nan)
     clauses = [
-        Clause("accuracy", accuracy >= min_accuracy, f"accuracy {accuracy:.4f}, expected at least {min_accuracy:g}"),
+        Clause(
+            "accuracy",
+            min_accuracy <= accuracy < math.inf,
+            f"accuracy {accuracy:.4f}, expected at least {min_accuracy:g}",
+        ),
         _not_worse("control", against_control, margin),
     ]
     return [*clauses, _not_worse("champion", against_champion, margin)] if has_champion else clauses
@@ -51,7 +55,7 @@ def decide(
 
 def is_better(interval: Interval | None) -> bool:
     """Whether a paired interval of accuracy lies above 0: the candidate beats the other."""
-    return interval is not None and interval.low > 0
+    return interval is not None and 0 < interval.low < math.inf
 
 
 def _not_worse(name: str, interval: Interval | None, margin: float) -> Clause:
@@ -59,6 +63,6 @@ def _not_worse(name: str, interval: Interval | None, margin: float) -> Clause:
         return Clause(name, False, f"cannot be compared with the {name} on the same images and classes")
     reason = (
         f"accuracy minus the {name}'s is {interval.difference:+.4f} ({interval.low:+.4f} to {interval.high:+.4f}), "
-        f"expected above {-margin:g}"
+        f"expected no lower than {-margin:g}"
     )
-    return Clause(name, interval.low > -margin, reason)
+    return Clause(name, -margin <= interval.low < math.inf, reason)

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_RUN_VARIABLE = "GRPO_RM_PARENT_RUN_ID"
-CONTACT_SECONDS = 8
+CONTACT_SECONDS = 5
 FLUSH_SECONDS, FLUSH_METRICS = 5.0, 1000
 
 # A lost server must not hold up a training step for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
@@ -40,7 +40,7 @@ def check_tracking() -> None:
     """Contact the tracking server, where there is one.
 
     Raises:
-        ConnectionError: It does not answer within 8 seconds, or not as an MLflow server does.
+        ConnectionError: It does not answer within 5 seconds, or not as an MLflow server does.
     """
     uri = tracking_uri()
     if not uri.startswith(("http://", "https://")):

@@ -1,0 +1,103 @@
+"""dvc.yaml depends on all the code a stage runs, and on no block of params.yaml that it does not read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+# They decide what a user sees, not what a stage writes; the schema is a dependency of the stage `params`.
+NOT_RESULTS = {
+    "grpo_rm/__init__.py",
+    "grpo_rm/config.py",
+    "grpo_rm/progress.py",
+    "pipelines/__init__.py",
+    "pipelines/lineage.py",
+    "pipelines/stage.py",
+    "pipelines/tables.py",
+    "pipelines/tracking/__init__.py",
+    "pipelines/tracking/registry.py",
+    "pipelines/tracking/runs.py",
+}
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def module_file(name: str) -> str | None:
+    path = ROOT / name.replace(".", "/")
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file.relative_to(ROOT).as_posix() for file in candidates if file.is_file()), None)
+
+
+def imports_of(file: str) -> set[str]:
+    """Return the files of this repository that a file imports, also within functions; not for type checking only."""
+    found = set()
+    pending: list[ast.AST] = [ast.parse((ROOT / file).read_text())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        pending += ast.iter_child_nodes(node)
+    return {name for module in found if (name := module_file(module))}
+
+
+def code_of(file: str) -> set[str]:
+    """Return a file and all it imports, directly or not."""
+    known: set[str] = set()
+    pending = {file}
+    while pending:
+        known |= pending
+        pending = {imported for name in pending for imported in imports_of(name)} - known
+    return known
+
+
+def definition(stage: str) -> dict:
+    return STAGES[stage].get("do", STAGES[stage])
+
+
+def stage_file(stage: str) -> str:
+    module = definition(stage)["cmd"].split()[2]
+    file = module_file(module)
+    assert file
+    return file
+
+
+def is_declared(file: str, declared: list[str]) -> bool:
+    return any(file == entry or file.startswith(f"{entry}/") for entry in declared)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_code(stage):
+    declared = definition(stage)["deps"]
+    needed = code_of(stage_file(stage)) - NOT_RESULTS
+    missing = sorted(file for file in needed if not is_declared(file, declared))
+    assert not missing, f"add to the deps of {stage} in dvc.yaml"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_other_code(stage):
+    declared = [entry for entry in definition(stage)["deps"] if entry.endswith(".py")]
+    superfluous = sorted(set(declared) - code_of(stage_file(stage)))
+    assert not superfluous, f"remove from the deps of {stage} in dvc.yaml"
+
+
+def test_a_missing_dependency_would_be_found():
+    assert "grpo_rm/objective.py" in code_of("pipelines/finetune.py")
+    assert not is_declared("grpo_rm/objective.py", ["grpo_rm/objective"])
+
+
+def test_no_stage_imports_another():
+    files = {stage_file(stage) for stage in STAGES}
+    for file in files:
+        assert not (code_of(file) - {file, "grpo_rm/config.py"}) & files
+
+
+def test_every_block_of_params_has_a_stage():
+    blocks = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    items = yaml.safe_load((ROOT / "dvc.yaml").read_text())["vars"][0]["arms"].values()
+    read = {name.split(".")[0] for stage in STAGES for name in definition(stage).get("params", [])} | set(items)
+    assert blocks - read == {"tracking"}, "tracking changes no output"

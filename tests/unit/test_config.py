@@ -1,0 +1,268 @@
+"""The schema of params.yaml: every mistake is found, named, and comes with what was meant."""
+
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo_rm.config import Config, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def changed(**changes):
+    """params.yaml with values at dotted keys, `__` for a dot; ... removes a key."""
+    values = deepcopy(PARAMS)
+    for name, value in changes.items():
+        *parents, key = name.split("__")
+        block = values
+        for parent in parents:
+            block = block[parent]
+        if value is ...:
+            del block[key]
+        else:
+            block[key] = value
+    return values
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write_and_load(values):
+        path = tmp_path / "params.yaml"
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+        return load_config(path)
+
+    return write_and_load
+
+
+def message_of(load, **changes):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load(changed(**changes))
+    header, *lines = str(caught.value).split("\n  ")
+    assert header.endswith(f"params.yaml has {len(lines)} mistake(s):")
+    return lines
+
+
+def test_the_repository_s_parameters_are_valid():
+    config = load_config(ROOT / "params.yaml")
+    assert isinstance(config, Config)
+    assert config.finetune.learning_rate == PARAMS["finetune"]["learning_rate"]
+    assert config.register_.gate.margin == PARAMS["register"]["gate"]["margin"]
+    assert config.model_dump(by_alias=True) == PARAMS
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("sed", "sed: unknown key; did you mean seed?"),
+        ("registr", "registr: unknown key; did you mean register?"),
+        ("register_", "register_: unknown key; did you mean register?"),
+        ("data__sorce", "data.sorce: unknown key; did you mean source?"),
+        ("encoder__image_sise", "encoder.image_sise: unknown key; did you mean image_size?"),
+        ("pretrain__epoch", "pretrain.epoch: unknown key; did you mean epochs?"),
+        ("finetune__lerning_rate", "finetune.lerning_rate: unknown key; did you mean learning_rate?"),
+        ("finetune__augmentation__mincrop", "finetune.augmentation.mincrop: unknown key; did you mean min_crop?"),
+        ("objective__epsilon", "objective.epsilon: unknown key; did you mean eps?"),
+        ("objective__rewards__acuracy", "objective.rewards.acuracy: unknown key; did you mean accuracy?"),
+        ("register__gate__margn", "register.gate.margn: unknown key; did you mean margin?"),
+        ("tracking__zzz", "tracking.zzz: unknown key; expected one of experiment, system_metrics_interval"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(load, key, line):
+    assert message_of(load, **{key: 1}) == [line]
+
+
+@pytest.mark.parametrize("key", ["seed", "objective", "finetune__epochs", "register__gate__margin"])
+def test_a_missing_key(load, key):
+    (line,) = message_of(load, **{key: ...})
+    assert line.startswith(f"{key.replace('__', '.')}: missing; add it")
+
+
+def test_every_key_is_required(load):
+    def leaves(block, path=()):
+        for key, value in block.items():
+            yield (*path, key)
+            if isinstance(value, dict):
+                yield from leaves(value, (*path, key))
+
+    for path in leaves(PARAMS):
+        assert len(message_of(load, **{"__".join(path): ...})) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", 0.5),
+        ("task", "segmentation"),
+        ("data__source", "folder:"),
+        ("data__source", "digit"),
+        ("data__source", "huggingface:mnist"),
+        ("data__val_fraction", 0),
+        ("data__val_fraction", 1),
+        ("data__test_fraction", -0.1),
+        ("data__min_decodable", 1.1),
+        ("encoder__name", 5),
+        ("encoder__pretrained", "maybe"),
+        ("encoder__channels", 2),
+        ("encoder__image_size", 0),
+        ("encoder__crop_pct", 0),
+        ("encoder__crop_pct", 1.1),
+        ("encoder__interpolation", "nearest"),
+        ("encoder__args", [1]),
+        ("pretrain__epochs", 0),
+        ("pretrain__epochs", 1.5),
+        ("pretrain__batch_size", 1),
+        ("pretrain__learning_rate", 0),
+        ("pretrain__learning_rate", float("inf")),
+        ("pretrain__learning_rate", float("nan")),
+        ("pretrain__learning_rate", "fast"),
+        ("pretrain__weight_decay", -0.1),
+        ("pretrain__warmup_epochs", -1),
+        ("pretrain__clip_grad_norm", 0),
+        ("pretrain__freeze_encoder", 7),
+        ("pretrain__workers", -1),
+        ("finetune__augmentation__min_crop", 0),
+        ("finetune__augmentation__min_crop", 1.5),
+        ("finetune__augmentation__flip", "sometimes"),
+        ("finetune__augmentation", 3),
+        ("objective__rewards__accuracy", "high"),
+        ("objective__rewards__uniformity", float("nan")),
+        ("objective__scale", "batch"),
+        ("objective__statistics", "sample"),
+        ("objective__eps", -1e-3),
+        ("objective__weighting", "mean"),
+        ("objective__clip_low", 1.1),
+        ("objective__clip_low", -0.1),
+        ("objective__clip_high", -0.1),
+        ("evaluate__knn_k", []),
+        ("evaluate__knn_k", 10),
+        ("evaluate__knn_temperature", 0),
+        ("evaluate__confidence", 95),
+        ("evaluate__bootstrap_resamples", 99),
+        ("export__opset", 17),
+        ("export__max_abs_error", 0),
+        ("export__min_cosine", 1.01),
+        ("register__promote", "always"),
+        ("register__gate__min_accuracy", 90),
+        ("register__gate__margin", -0.01),
+        ("tracking__experiment", ""),
+        ("tracking__system_metrics_interval", 0),
+    ],
+)
+def test_a_value_out_of_range_names_key_value_and_expectation(load, key, value):
+    (line,) = message_of(load, **{key: value})
+    assert line.startswith(f"{key.replace('__', '.')}: got {value!r}, ")
+    assert len(line) > len(f"{key}: got {value!r}, expected ")
+
+
+def test_messages_say_what_was_expected(load):
+    assert message_of(load, encoder__image_size=0) == ["encoder.image_size: got 0, expected greater than or equal to 1"]
+    assert message_of(load, objective__scale="x") == ["objective.scale: got 'x', expected 'group' or 'none'"]
+    assert message_of(load, data__source="x") == ["data.source: got 'x', expected one of digits, folder:PATH, npz:PATH"]
+
+
+def test_an_element_of_a_list_is_named_by_its_place(load):
+    assert message_of(load, evaluate__knn_k=[10, 0]) == ["evaluate.knn_k.1: got 0, expected greater than or equal to 1"]
+
+
+def test_blocks_are_checked_as_a_whole(load):
+    (line,) = message_of(load, data__val_fraction=0.5, data__test_fraction=0.5)
+    assert line == "data: val_fraction and test_fraction add up to 1 or more: nothing is left to train on"
+    (line,) = message_of(load, finetune__warmup_epochs=10)
+    assert line == "finetune: warmup_epochs is 10.0, expected less than epochs (10)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data__source", "folder:/some/where"),
+        ("data__source", "npz:C:/data.npz"),
+        ("data__val_fraction", 1e-9),
+        ("data__min_decodable", 0),
+        ("encoder__crop_pct", 1),
+        ("encoder__args", {"anything": [1, {"goes": True}]}),
+        ("pretrain__batch_size", 2),
+        ("pretrain__warmup_epochs", 0),
+        ("objective__eps", 0),
+        ("objective__clip_low", 1),
+        ("objective__rewards__uniformity", -1),
+        ("register__gate__min_accuracy", 0),
+        ("seed", 2**32 - 1),
+    ],
+)
+def test_values_at_the_edge_are_accepted(load, key, value):
+    load(changed(**{key: value}))
+
+
+def test_several_mistakes_are_listed_together(load):
+    lines = message_of(load, seed=-1, finetune__epochs=0, objective__epss=1, tracking__experiment=...)
+    assert [line.split(":")[0] for line in lines] == [
+        "seed",
+        "finetune.epochs",
+        "objective.epss",
+        "tracking.experiment",
+    ]
+
+
+def test_numbers_that_yaml_1_1_reads_as_text(load):
+    """`1e-3` without a point is a string to PyYAML."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load("1e-3") == "1e-3"
+    assert text.count("learning_rate: 3.0e-3") == 1
+    config = load(text.replace("learning_rate: 3.0e-3", "learning_rate: 2e-3"))
+    assert config.pretrain.learning_rate == 0.002
+    assert isinstance(config.pretrain.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds NoneType, expected blocks: seed, task, data, .*register, tracking"),
+        ("- 1", "holds list, expected blocks: seed"),
+        ("just text", "holds str, expected blocks"),
+        ("a: [1", "is not valid YAML"),
+        ("{1: 2}", "mistake"),
+    ],
+)
+def test_a_file_that_holds_no_blocks(load, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(text)
+
+
+def test_a_missing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"params\.yaml not found in .*: run in the root of the repository"):
+        load_config()
+
+
+def test_the_configuration_cannot_be_changed():
+    config = load_config(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+
+
+def test_command_line(tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(changed(sed=1)), encoding="utf-8")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "grpo_rm.config", *arguments],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for arguments in ([], ["params.yaml"], [str(bad)], [str(tmp_path / "absent.yaml")])
+    ]
+    errors = [process.communicate()[1] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 1, 1]
+    assert errors[:2] == ["", ""]
+    assert errors[2].startswith(f"error: {bad} has 1 mistake(s):\n  sed: unknown key; did you mean seed?")
+    assert "absent.yaml not found" in errors[3]
+    assert "Traceback" not in "".join(errors)

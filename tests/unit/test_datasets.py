@@ -1,0 +1,210 @@
+"""Prepared data to batches: order and augmentation depend on (seed, epoch, index) alone."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from grpo_rm import datasets
+from grpo_rm.datasets import Batches, Split, read_dataset, read_split
+from grpo_rm.transforms import evaluation_view, training_view
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("label", pa.int64()),
+    ]
+)
+
+
+def png(index, size=8):
+    """A file whose pixels all have the value of the image's index."""
+    buffer = io.BytesIO()
+    Image.new("L", (size, size), index).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_split(prepared, name, *, count, shards=1):
+    directory = prepared / name
+    directory.mkdir(parents=True)
+    for shard, indices in enumerate(np.array_split(np.arange(count), shards)):
+        rows = [
+            {"id": f"image-{i}", "image": {"bytes": png(int(i)), "path": f"{i}.png"}, "label": int(i) % 3}
+            for i in indices
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / f"{shard:05d}.parquet")
+
+
+def split_of(count):
+    labels = np.arange(count, dtype=np.int64) % 3
+    return Split([str(i) for i in range(count)], [png(i) for i in range(count)], labels)
+
+
+def plain(image, rng):  # noqa: ARG001
+    return evaluation_view(image, size=8, crop_pct=1.0, interpolation="bilinear")
+
+
+def noisy(image, rng):
+    """A view that shows the generator's state."""
+    return (np.asarray(image).reshape(8, 8, -1) + rng.integers(0, 100, (8, 8, 1))).astype(np.uint8)
+
+
+def batches(count=20, view=plain, **options):
+    return Batches(split_of(count), view, channels=1, **({"batch_size": 8} | options))
+
+
+def indices(epoch):
+    """Which images the batches hold, in order."""
+    return [images[:, 0, 0, 0].tolist() for images, _ in epoch]
+
+
+def assert_equal_epochs(left, right):
+    left, right = list(left), list(right)
+    assert len(left) == len(right)
+    for (images, labels), (other_images, other_labels) in zip(left, right, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("shards", [1, 3, 12])
+def test_read_split_reads_all_shards_in_order(tmp_path, shards):
+    write_split(tmp_path, "train", count=12, shards=shards)
+    split = read_split(tmp_path, "train")
+    assert split.ids == [f"image-{i}" for i in range(12)]
+    assert split.files == [png(i) for i in range(12)]
+    assert split.labels.tolist() == [i % 3 for i in range(12)]
+    assert split.labels.dtype == np.int64
+
+
+def test_missing_files_name_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json not found: run `dvc repro prepare`"):
+        read_dataset(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no Parquet file in .*val: run `dvc repro prepare` first"):
+        read_split(tmp_path, "val")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(FileNotFoundError, match="no Parquet file"):
+        read_split(tmp_path, "val")
+
+
+def test_read_dataset(tmp_path):
+    description = {"task": "classification", "classes": ["ä", "b"], "mean": [0.1, 0.2, 0.3]}
+    (tmp_path / "dataset.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
+    assert read_dataset(tmp_path) == description
+
+
+def test_batches_are_uint8_channels_last():
+    images, labels = next(batches().epoch(0))
+    assert images.shape == (8, 8, 8, 1)
+    assert images.dtype == torch.uint8
+    assert labels.shape == (8,)
+    assert labels.dtype == torch.int64
+    images, _ = next(Batches(split_of(4), plain, channels=3, batch_size=2).epoch(0))
+    assert images.shape == (2, 8, 8, 3)
+
+
+def test_evaluation_keeps_order_and_the_last_batch():
+    loader = batches()
+    assert len(loader) == 3
+    for epoch in (0, 1):
+        assert indices(loader.epoch(epoch)) == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+    assert torch.cat([labels for _, labels in loader.epoch(0)]).tolist() == [i % 3 for i in range(20)]
+
+
+def test_training_shuffles_and_drops_the_last_batch():
+    loader = batches(is_training=True)
+    assert len(loader) == 2
+    seen = [sum(indices(loader.epoch(epoch)), []) for epoch in range(1, 60)]
+    assert all(len(set(order)) == 16 for order in seen)
+    assert seen[0] != sorted(seen[0])
+    assert set().union(*seen) == set(range(20))  # nothing is dropped for ever
+    for images, labels in loader.epoch(1):
+        assert (images[:, 0, 0, 0] % 3).tolist() == labels.tolist()
+
+
+def test_every_epoch_and_seed_has_its_own_order():
+    orders = {
+        (seed, epoch): tuple(sum(indices(batches(is_training=True, seed=seed).epoch(epoch)), []))
+        for seed in (0, 1)
+        for epoch in (1, 2)
+    }
+    assert len(set(orders.values())) == 4
+
+
+def test_an_epoch_does_not_depend_on_what_came_before():
+    used = batches(view=noisy, is_training=True, seed=5)
+    for epoch in (1, 2, 7):
+        list(used.epoch(epoch))
+    torch.manual_seed(123)
+    torch.rand(3)
+    assert_equal_epochs(used.epoch(3), batches(view=noisy, is_training=True, seed=5).epoch(3))
+
+
+def test_augmentation_depends_on_seed_epoch_and_index():
+    def pixels(seed, epoch):
+        loader = batches(view=noisy, seed=seed)
+        return torch.cat([images for images, _ in loader.epoch(epoch)]).int() - torch.arange(20).view(-1, 1, 1, 1)
+
+    reference = pixels(0, 1)
+    assert torch.equal(reference, pixels(0, 1))
+    assert not torch.equal(reference, pixels(0, 2))
+    assert not torch.equal(reference, pixels(1, 1))
+    assert len({image.numpy().tobytes() for image in reference}) == 20
+
+
+def test_augmentation_of_an_image_is_the_same_in_any_order():
+    """Shuffled or not, in batches of 4 or of 10: image i of epoch e is always the same."""
+    ordered = torch.cat([images for images, _ in batches(view=noisy, seed=2).epoch(4)])
+    loader = batches(view=noisy, seed=2, is_training=True, batch_size=10)
+    shuffled = torch.cat([images for images, _ in loader.epoch(4)])
+    assert not torch.equal(ordered, shuffled)
+    assert {image.numpy().tobytes() for image in ordered} == {image.numpy().tobytes() for image in shuffled}
+    small = torch.cat([images for images, _ in batches(view=noisy, seed=2, batch_size=4).epoch(4)])
+    assert torch.equal(ordered, small)
+
+
+def cropped(image, rng):
+    return training_view(image, size=8, min_crop=0.3, flip=True, interpolation="bilinear", rng=rng)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_workers_change_nothing(is_training):
+    split = split_of(20)
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (12, 10), dtype=np.uint8)).save(buffer, "PNG")
+        split.files[index] = buffer.getvalue()
+    alone, helped = (
+        Batches(split, cropped, channels=1, batch_size=8, seed=3, is_training=is_training, workers=workers)
+        for workers in (0, 2)
+    )
+    for epoch in (1, 2):
+        assert_equal_epochs(alone.epoch(epoch), helped.epoch(epoch))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_batch_larger_than_the_set_holds_all_of_it(is_training):
+    loader = batches(5, batch_size=64, is_training=is_training)
+    assert loader.batch_size == 5
+    assert len(loader) == 1
+    assert [sorted(batch) for batch in indices(loader.epoch(1))] == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(("limit", "decoded"), [(2**30, 20), (5 * 64, 20 + 15), (0, 40)])
+def test_decoded_images_are_kept_up_to_a_limit(monkeypatch, limit, decoded):
+    calls = []
+    monkeypatch.setattr(datasets, "CACHE_LIMIT", limit)
+    monkeypatch.setattr(datasets, "decode", lambda data, channels: calls.append(1) or _decode(data, channels=channels))
+    loader = batches(view=noisy)
+    first, second = list(loader.epoch(1)), list(loader.epoch(1))
+    assert len(calls) == decoded
+    assert_equal_epochs(first, second)
+
+
+_decode = datasets.decode

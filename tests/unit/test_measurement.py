@@ -1,0 +1,134 @@
+"""All metrics of a model under the names that reports and registry use."""
+
+import numpy as np
+import pytest
+
+from grpo_rm.evaluation.comparison import Interval
+from grpo_rm.evaluation.measurement import compare, measure
+from grpo_rm.inference import Predictions
+
+METRICS = {
+    "accuracy",
+    "f1_macro",
+    "nll",
+    "brier",
+    "ece",
+    "temperature",
+    "nll_calibrated",
+    "brier_calibrated",
+    "ece_calibrated",
+    "knn_top1_k10_t0.07",
+    "knn_top1_k20_t0.07",
+    "linear_probe_top1",
+    "alignment",
+    "uniformity",
+    "effective_rank",
+}
+SCORES = {
+    "accuracy",
+    "nll",
+    "brier",
+    "nll_calibrated",
+    "brier_calibrated",
+    "knn_top1_k10_t0.07",
+    "knn_top1_k20_t0.07",
+    "linear_probe_top1",
+}
+
+
+def predictions(count, seed, *, noise=1.0, sharpness=4.0):
+    """Three classes around three corners; the logits claim more than they know."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    embeddings = np.eye(3, 5)[labels] + noise * rng.normal(size=(count, 5)) / 3
+    logits = sharpness * (embeddings[:, :3] + 0.3 * rng.normal(size=(count, 3)))
+    return Predictions(embeddings.astype(np.float32), logits.astype(np.float32), labels.astype(np.int64))
+
+
+def measured(noise=1.0):
+    train, val, test = (predictions(count, seed, noise=noise) for seed, count in enumerate((90, 60, 70)))
+    return measure(train, val, test, ks=[10, 20], knn_temperature=0.07), (train, val, test)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return measured()
+
+
+def test_names_are_those_of_the_contract(result):
+    measurement, _ = result
+    assert set(measurement.metrics) == METRICS
+    assert set(measurement.scores) == SCORES
+    assert all(type(value) is float and np.isfinite(value) for value in measurement.metrics.values())
+
+
+def test_names_of_neighbors_follow_k_and_temperature():
+    splits = [predictions(20, seed) for seed in range(3)]
+    metrics = measure(*splits, ks=[1, 3], knn_temperature=0.1).metrics
+    assert {name for name in metrics if name.startswith("knn")} == {"knn_top1_k1_t0.1", "knn_top1_k3_t0.1"}
+
+
+def test_the_mean_of_the_scores_is_the_metric(result):
+    measurement, (_, _, test) = result
+    for name, values in measurement.scores.items():
+        assert values.shape == (len(test.labels),)
+        assert values.mean() == pytest.approx(measurement.metrics[name], rel=1e-6), name
+
+
+def test_against_references_on_the_test_split(result):
+    measurement, (_, val, test) = result
+    metrics = measurement.metrics
+    assert metrics["accuracy"] == np.mean(test.logits.argmax(axis=1) == test.labels)
+    temperature = metrics["temperature"]
+    assert 1.05 < temperature < 10  # the logits claim too much
+    for suffix, scale in (("", 1.0), ("_calibrated", temperature)):
+        probs = np.exp(test.logits.astype(np.float64) / scale)
+        probs /= probs.sum(axis=1, keepdims=True)
+        nll = -np.log(probs[range(70), test.labels]).mean()
+        brier = ((probs - np.eye(3)[test.labels]) ** 2).sum(axis=1).mean()
+        assert metrics[f"nll{suffix}"] == pytest.approx(nll, rel=1e-5)
+        assert metrics[f"brier{suffix}"] == pytest.approx(brier, rel=1e-5)
+
+    def val_nll(scale):
+        probs = np.exp(val.logits.astype(np.float64) / scale)
+        return -np.log((probs / probs.sum(axis=1, keepdims=True))[range(60), val.labels]).mean()
+
+    assert val_nll(temperature) <= min(val_nll(0.98 * temperature), val_nll(1.02 * temperature))  # chosen on validation
+
+
+def test_k_nearest_neighbors_of_the_training_images(result):
+    measurement, (train, _, test) = result
+    left = test.embeddings / np.linalg.norm(test.embeddings, axis=1, keepdims=True)
+    right = train.embeddings / np.linalg.norm(train.embeddings, axis=1, keepdims=True)
+    similarities = left.astype(np.float64) @ right.T
+    is_right = []
+    for row, label in zip(similarities, test.labels, strict=True):
+        near = np.argsort(-row)[:10]
+        votes = np.bincount(train.labels[near], np.exp(row[near] / 0.07), minlength=3)
+        is_right.append(votes.argmax() == label)
+    assert measurement.scores["knn_top1_k10_t0.07"].tolist() == is_right
+
+
+def test_a_better_representation_is_better_by_every_measure(result):
+    worse, better = result[0].metrics, measured(noise=0.3)[0].metrics
+    for name in ("accuracy", "f1_macro", "knn_top1_k10_t0.07", "linear_probe_top1"):
+        assert better[name] > worse[name]
+    for name in ("nll", "brier", "nll_calibrated", "alignment"):
+        assert better[name] < worse[name]
+
+
+def test_a_model_does_not_differ_from_itself(result):
+    scores = result[0].scores
+    intervals = compare(scores, scores, num_resamples=200, confidence=0.9, seed=0)
+    assert intervals == {name: Interval(0.0, 0.0, 0.0, 0.9, 70) for name in SCORES}
+
+
+def test_comparison_is_candidate_minus_control(result):
+    candidate, control = measured(noise=0.3)[0].scores, result[0].scores
+    forward = compare(candidate, control, num_resamples=200, confidence=0.95, seed=0)
+    backward = compare(control, candidate, num_resamples=200, confidence=0.95, seed=0)
+    assert forward["accuracy"].low > 0 > forward["nll"].high
+    for name, interval in forward.items():
+        assert interval.difference == pytest.approx((candidate[name] - control[name]).mean())
+        assert interval.low == pytest.approx(-backward[name].high, abs=1e-9)
+        assert interval.num_samples == 70

@@ -1,0 +1,217 @@
+"""Image files to arrays: decoding, the evaluation view, the training view."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from grpo_rm.transforms import decode, evaluation_view, training_view
+
+RNG = np.random.default_rng(0)
+GRAY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def luma(color):
+    return np.asarray(Image.fromarray(color).convert("L"))
+
+
+def test_decode_gray():
+    data = encoded(Image.fromarray(GRAY))
+    assert np.array_equal(decode(data, channels=1), GRAY)
+    assert np.array_equal(decode(data, channels=3), np.stack([GRAY] * 3, axis=-1))
+
+
+def test_decode_color():
+    data = encoded(Image.fromarray(COLOR))
+    assert np.array_equal(decode(data, channels=3), COLOR)
+    gray = np.asarray(decode(data, channels=1))
+    assert np.array_equal(gray, luma(COLOR))
+    np.testing.assert_allclose(gray, COLOR @ [0.299, 0.587, 0.114], atol=1)  # ITU-R 601-2
+
+
+def test_decode_palette():
+    image = Image.fromarray(GRAY % 3).convert("P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 10, 20, 30])
+    expected = np.array([[255, 0, 0], [0, 255, 0], [10, 20, 30]], dtype=np.uint8)[GRAY % 3]
+    for kind in ("PNG", "GIF"):
+        assert np.array_equal(decode(encoded(image, kind), channels=3), expected)
+        assert np.array_equal(decode(encoded(image, kind), channels=1), luma(expected))
+
+
+def test_decode_drops_alpha():
+    data = encoded(Image.fromarray(np.dstack([COLOR, GRAY])))
+    assert np.array_equal(decode(data, channels=3), COLOR)
+    assert np.array_equal(decode(data, channels=1), luma(COLOR))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
+def test_decode_scales_16_bit_gray(mode, kind):
+    """Pillow's own conversion cuts off at 255, so that everything but black becomes white."""
+    values = np.array([[0, 256, 1000], [32768, 65279, 65535]])
+    image = Image.frombytes("I;16" if mode == "<u2" else "I;16B", (3, 2), values.astype(mode).tobytes())
+    assert np.asarray(decode(encoded(image, kind), channels=1)).tolist() == [[0, 1, 3], [128, 254, 255]]
+    assert np.asarray(decode(encoded(image, kind), channels=3)).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, COLOR),
+        (2, COLOR[:, ::-1]),
+        (3, COLOR[::-1, ::-1]),
+        (4, COLOR[::-1]),
+        (6, np.rot90(COLOR, -1)),
+        (8, np.rot90(COLOR)),
+    ],
+)
+def test_decode_turns_photographs_upright(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decode(encoded(Image.fromarray(COLOR), exif=exif), channels=3), upright)
+
+
+def test_decode_refuses_what_is_no_image():
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode(b"no image", channels=3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (3, 40), (31, 30)])
+@pytest.mark.parametrize("size", [1, 16])
+def test_evaluation_view_shape(channels, shape, size):
+    image = Image.new("L" if channels == 1 else "RGB", shape[::-1], 7 if channels == 1 else (7, 8, 9))
+    view = evaluation_view(image, size=size, crop_pct=0.875, interpolation="bicubic")
+    assert view.shape == (size, size, channels)
+    assert view.dtype == np.uint8
+    assert view.reshape(-1, channels)[0].tolist() == [7, 8, 9][:channels]
+    assert (view == view[0, 0]).all()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_view_of_a_square_of_the_right_size_changes_nothing(interpolation):
+    pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    assert np.array_equal(
+        evaluation_view(Image.fromarray(pixels), size=12, crop_pct=1.0, interpolation=interpolation), pixels
+    )
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_evaluation_view_keeps_the_central_square(shape):
+    pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    top, left = (shape[0] - 12) // 2, (shape[1] - 12) // 2
+    view = evaluation_view(Image.fromarray(pixels), size=12, crop_pct=1.0, interpolation="bicubic")
+    assert np.array_equal(view, pixels[top : top + 12, left : left + 12])
+    small = evaluation_view(Image.fromarray(pixels), size=6, crop_pct=0.5, interpolation="bicubic")
+    assert np.array_equal(small, pixels[top + 3 : top + 9, left + 3 : left + 9])
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "filter_"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
+@pytest.mark.parametrize("size", [24, 40, 96])
+def test_evaluation_view_equals_crop_and_resize(interpolation, filter_, size):
+    """Away from the border: there the filter looks beyond the crop, where an image cut beforehand has nothing."""
+    image = Image.fromarray(RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    view = evaluation_view(image, size=size, crop_pct=0.8, interpolation=interpolation)
+    expected = np.asarray(image.crop((16, 6, 64, 54)).resize((size, size), filter_))
+    inner = slice(size // 8, -size // 8)
+    assert np.array_equal(view[inner, inner], expected[inner, inner])
+
+
+def test_interpolations_differ():
+    image = Image.fromarray(COLOR)
+    views = [evaluation_view(image, size=9, crop_pct=1, interpolation=name) for name in ("bilinear", "bicubic")]
+    assert not np.array_equal(*views)
+
+
+# An image whose red says the column and whose green says the row, so that a view tells where it was cut.
+COORDINATES = Image.fromarray(
+    np.dstack([*np.meshgrid(np.arange(200), np.arange(240)), np.zeros((240, 200))]).astype(np.uint8)
+)
+
+
+def train(seed=0, *, image=COORDINATES, size=16, min_crop=0.3, flip=False, interpolation="bilinear"):
+    rng = np.random.default_rng(seed)
+    return training_view(image, size=size, min_crop=min_crop, flip=flip, interpolation=interpolation, rng=rng)
+
+
+def find_crop(view):
+    """Return left, top, width and height of the crop, as shares of the image; a mirrored view has a negative width."""
+    size = len(view)
+    columns, rows = view[size // 2, :, 0].astype(float), view[:, size // 2, 1].astype(float)
+    spans = [(line[-2] - line[1]) * size / (size - 3) for line in (columns, rows)]
+    starts = [line[1:-1].mean() + 0.5 - span / 2 for line, span in zip((columns, rows), spans, strict=True)]
+    return starts[0] / 200, starts[1] / 240, spans[0] / 200, spans[1] / 240
+
+
+def test_training_view_depends_on_the_generator_alone():
+    assert np.array_equal(train(3), train(3))
+    assert not np.array_equal(train(3), train(4))
+    rng = np.random.default_rng(3)
+    options = {"size": 16, "min_crop": 0.3, "flip": True, "interpolation": "bicubic", "rng": rng}
+    assert not np.array_equal(training_view(COORDINATES, **options), training_view(COORDINATES, **options))
+
+
+def test_training_view_crops_as_described():
+    """Inside the image, area uniform in [min_crop, 1], aspect ratio log-uniform in [3/4, 4/3] of the image's own."""
+    crops = np.array([find_crop(train(seed)) for seed in range(400)])
+    left, top, width, height = crops.T
+    error = 0.02  # the coordinates are rounded to whole pixels
+    assert min(left.min(), top.min()) > -error
+    assert max((left + width).max(), (top + height).max()) < 1 + error
+    areas = width * height
+    assert areas.min() > 0.3 - error
+    assert areas.max() < 1 + error
+    small = areas < 0.7  # where every aspect ratio fits
+    ratios = np.log(width / height)[small] / np.log(4 / 3)
+    assert abs(ratios).max() < 1 + 0.15
+    assert ratios.mean() == pytest.approx(0, abs=0.12)
+    assert np.quantile(ratios, [0.25, 0.75]) == pytest.approx([-0.5, 0.5], abs=0.15)
+    assert np.quantile(areas[small], [0.25, 0.5, 0.75]) == pytest.approx([0.4, 0.5, 0.6], abs=0.04)
+    slack = left / np.maximum(1 - width, 0.05)
+    assert slack[width < 0.8].mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_training_view_without_cropping_is_nearly_the_whole_image():
+    for seed in range(50):
+        left, top, width, height = find_crop(train(seed, min_crop=1.0))
+        assert min(width, height) > 0.75**0.5 - 0.02
+        assert max(width, height) == pytest.approx(1, abs=0.02)
+        assert min(left, top) > -0.02
+
+
+def test_training_view_mirrors_left_and_right_half_of_the_time():
+    plain, mirrored = ([train(seed, flip=flip) for seed in range(200)] for flip in (False, True))
+    is_mirrored = np.array([find_crop(view)[2] < 0 for view in mirrored])
+    assert is_mirrored.mean() == pytest.approx(0.5, abs=0.1)
+    assert all(find_crop(view)[3] > 0 for view in mirrored)
+    for before, after, has_turned in zip(plain, mirrored, is_mirrored, strict=True):
+        assert np.array_equal(after, before[:, ::-1] if has_turned else before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 50),
+    height=st.integers(1, 50),
+    size=st.integers(1, 20),
+    min_crop=st.floats(0.001, 1),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 10**9),
+)
+def test_any_image_has_a_view(width, height, size, min_crop, channels, seed):
+    image = Image.new("L" if channels == 1 else "RGB", (width, height), 5 if channels == 1 else (5, 5, 5))
+    view = train(seed, image=image, size=size, min_crop=min_crop, flip=True, interpolation="bicubic")
+    assert view.shape == (size, size, channels)
+    assert view.dtype == np.uint8
+    assert view.flags.c_contiguous
+    assert (view == 5).all()
