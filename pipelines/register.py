@@ -145,7 +145,7 @@ def describe(clauses: "list[Clause]") -> str:
     """Return the gate's verdict as Markdown."""
     has_passed = all(clause.has_passed for clause in clauses)
     lines = [f"- {'passed' if c.has_passed else '**failed**'}: {c.reason}" for c in clauses]
-    return "\n".join([f"Gate **{'passed' if has_passed else 'failed'}**", *lines])
+    return "\n".join([f"Gate {'passed' if has_passed else 'failed'}.", "", *lines])
 
 
 def version_tags(clauses: "list[Clause]", onnx_sha256: str) -> dict[str, str]:

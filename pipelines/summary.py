@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.lineage import repository_root
 from pipelines.stage import run_stage
 
 NAMES = {"pretrain": "pretrained", "cross_entropy": "cross-entropy", "grpo_rm": "GRPO-RM"}
@@ -46,7 +45,8 @@ def summarize(evaluation: dict[str, Any], registration: dict[str, Any]) -> str:
         f" ({', '.join(registration['aliases']) or 'no alias'}); {registration['promotion']}",
         "",
         f"report:  {(Path('reports') / 'index.html').absolute().as_uri()}",
-        f"runs:    make ui   (MLflow, on {repository_root() / 'mlruns'})",
+        f"runs:    make ui, then http://127.0.0.1:5000/#/experiments",
+        f"model:   make ui, then http://127.0.0.1:5000/#/models/{registration['name']}",
     ]
     return "\n".join(lines)
 

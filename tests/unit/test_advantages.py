@@ -158,7 +158,7 @@ def test_permuted_candidates_have_permuted_advantages(row, seed):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match='scale is \'batch\', expected "group" or "none"'):
+    with pytest.raises(ValueError, match=r"scale is 'batch', expected \"group\" or \"none\""):
         group_advantages(torch.zeros(1, 2), scale="batch")
-    with pytest.raises(ValueError, match="eps is -0.1, expected 0 or more"):
+    with pytest.raises(ValueError, match=r"eps is -0\.1, expected 0 or more"):
         group_advantages(torch.zeros(1, 2), eps=-0.1)

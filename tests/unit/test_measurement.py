@@ -36,7 +36,7 @@ SCORES = {
 }
 
 
-def predictions(count, seed, *, noise=1.0, sharpness=4.0):
+def predictions(count, seed, *, noise=1.0, sharpness=15.0):
     """Three classes around three corners; the logits claim more than they know."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
@@ -45,7 +45,7 @@ def predictions(count, seed, *, noise=1.0, sharpness=4.0):
     return Predictions(embeddings.astype(np.float32), logits.astype(np.float32), labels.astype(np.int64))
 
 
-def measured(noise=1.0):
+def measured(noise=1.5):
     train, val, test = (predictions(count, seed, noise=noise) for seed, count in enumerate((90, 60, 70)))
     return measure(train, val, test, ks=[10, 20], knn_temperature=0.07), (train, val, test)
 
