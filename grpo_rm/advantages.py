@@ -39,8 +39,8 @@ def group_advantages(
     if scale == "none":
         return centered
     std = _group_mean(centered.square(), old_log_probs).sqrt()
-    # where all rewards are equal nothing is to be learned: 0, also without an eps
-    return (centered / (std + eps)).masked_fill(std == 0, 0)
+    # without an eps a group of equal rewards has nothing to learn from, rather than 0 / 0
+    return (centered / (std + eps)).masked_fill(std + eps == 0, 0)
 
 
 def _group_mean(values: Tensor, old_log_probs: Tensor | None) -> Tensor:

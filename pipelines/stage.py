@@ -19,3 +19,9 @@ def run_stage(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result",
+            file=sys.stderr,
+        )
+        sys.exit(130)

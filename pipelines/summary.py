@@ -45,7 +45,7 @@ def summarize(evaluation: dict[str, Any], registration: dict[str, Any]) -> str:
         f" ({', '.join(registration['aliases']) or 'no alias'}); {registration['promotion']}",
         "",
         f"report:  {(Path('reports') / 'index.html').absolute().as_uri()}",
-        f"runs:    make ui, then http://127.0.0.1:5000/#/experiments",
+        "runs:    make ui, then http://127.0.0.1:5000/#/experiments",
         f"model:   make ui, then http://127.0.0.1:5000/#/models/{registration['name']}",
     ]
     return "\n".join(lines)

@@ -240,7 +240,8 @@ def test_saturated_logits_stay_finite(eps):
         assert gradient.isfinite().all()
         assert all(value.isfinite() for value in output.stats.values())
         assert gradient[0].abs().max() == 0  # rightly saturated: there is nothing to learn
-        assert gradient[2].abs().max() > 0  # wrongly saturated: still pushed
+        if statistics == "uniform":  # under pi_old itself the rewards do not spread where p(label) is 0
+            assert gradient[2].abs().max() > 0  # wrongly saturated: still pushed
 
 
 def test_options_reach_the_objective():
