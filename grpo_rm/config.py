@@ -82,6 +82,12 @@ class RewardWeights(_Block):
     accuracy: float
     uniformity: float
 
+    @model_validator(mode="after")
+    def _rewards_something(self) -> "RewardWeights":
+        if not (self.accuracy or self.uniformity):
+            raise ValueError("accuracy and uniformity are both 0: nothing is rewarded, so nothing would be learned")
+        return self
+
 
 class Objective(_Block):
     rewards: RewardWeights

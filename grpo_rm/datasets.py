@@ -64,8 +64,9 @@ def read_split(prepared: Path, name: str) -> Split:
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    def __init__(self, split: Split, view: View, *, channels: int, seed: int) -> None:
+    def __init__(self, split: Split, view: View, *, channels: int, seed: int, cache_limit: int) -> None:
         self.split, self.view, self.channels, self.seed = split, view, channels, seed
+        self.cache_limit = cache_limit
         self.decoded: dict[int, Image.Image] = {}
         self.cached_bytes = 0
 
@@ -81,8 +82,9 @@ class _Images(Dataset[tuple[Tensor, int]]):
         if index in self.decoded:
             return self.decoded[index]
         image = decode(self.split.files[index], channels=self.channels)
-        self.cached_bytes += image.width * image.height * self.channels
-        if self.cached_bytes <= CACHE_LIMIT:
+        size = image.width * image.height * self.channels
+        if self.cached_bytes + size <= self.cache_limit:
+            self.cached_bytes += size
             self.decoded[index] = image
         return image
 
@@ -110,7 +112,7 @@ class Batches:
         batch_size: Images per batch; all of them where the split has fewer.
         seed: Of the order and the augmentation.
         is_training: Shuffle, and drop the last, incomplete batch.
-        workers: Processes that decode. With 0, decoded images stay in memory, up to 1 GiB.
+        workers: Processes that decode; 0 decodes in this one. Together they keep up to 1 GiB of decoded images.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Batches:
         is_training: bool = False,
         workers: int = 0,
     ) -> None:
-        images = _Images(split, view, channels=channels, seed=seed)
+        images = _Images(split, view, channels=channels, seed=seed, cache_limit=CACHE_LIMIT // max(1, workers))
         self.batch_size = min(batch_size, len(images))
         self._sampler = _Epoch(len(images), seed=seed, shuffle=is_training)
         self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(

@@ -38,7 +38,7 @@ def create_encoder(
             f"the weights of encoder {name!r} could not be downloaded: {_first_line(error)}. Connect to the network "
             "once (they are cached), or set encoder.pretrained to false"
         ) from error
-    except (TypeError, AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
+    except Exception as error:  # whatever an architecture raises for arguments it cannot take
         raise ValueError(
             f"timm refuses encoder {name!r} with image_size {image_size} and arguments {dict(args or {})}: "
             f"{_first_line(error)}"

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from grpo_rm.config import load_config
+from grpo_rm.transforms import decode
 from pipelines.sources import SPLITS, Item, Source, open_source
 from pipelines.splits import assign_splits
 from pipelines.stage import run_stage
@@ -93,17 +94,18 @@ def describe(item: Item) -> dict[str, Any]:
         **dict.fromkeys(STATISTICS, float("nan")),
     }
     try:
-        image = Image.open(io.BytesIO(data))
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float32).reshape(-1, 3) / 255
+        mode = Image.open(io.BytesIO(data)).mode
+        image = decode(data, channels=3)  # as training will
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow names the buffer and its address, which would differ at every run
         reason = re.sub(r" <_io\.BytesIO.*?>", "", f"{type(error).__name__}: {error}")
         return row | {"decode_error": reason[:200]}
+    pixels = np.asarray(image, dtype=np.float32).reshape(-1, 3) / 255
     statistics = np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)]).tolist()
     return row | {
         "width": image.width,
         "height": image.height,
-        "mode": image.mode,
+        "mode": mode,
         "perceptual_hash": difference_hash(image),
         **dict(zip(STATISTICS, statistics, strict=True)),
     }

@@ -77,7 +77,7 @@ def test_a_candidate_against_a_champion(workspace):
 
     dataset = workspace.root / "data/prepared/dataset.json"
     described = json.loads(dataset.read_text())
-    dataset.unlink()  # a link into DVC's cache
+    dataset.unlink()
     dataset.write_text(json.dumps(described | {"classes": described["classes"][::-1]}))
     clause = register(workspace)["gate"]["clauses"][-1]
     assert not clause["has_passed"]
@@ -90,7 +90,7 @@ def test_a_failed_gate_registers_and_says_why_and_never_promotes(workspace):
     (workspace.root / "params.yaml").write_text(text.replace("min_accuracy: 0.9", "min_accuracy: 1.0"))
     evaluation = json.loads((workspace.root / "reports/evaluation.json").read_text())
     evaluation["models"]["grpo_rm"]["accuracy"] = float("nan")
-    (workspace.root / "reports/evaluation.json").unlink()  # a link into DVC's cache
+    (workspace.root / "reports/evaluation.json").unlink()
     (workspace.root / "reports/evaluation.json").write_text(json.dumps(evaluation))
     champion = registry(workspace)["aliases"]["champion"]
     result = register(workspace)

@@ -3,6 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# the same examples in every run: a test that fails fails again
+settings.register_profile("unit", derandomize=True, database=None, deadline=None)
+settings.load_profile("unit")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,7 +113,7 @@ def test_a_saturated_image_teaches_nothing_even_without_eps():
 rows = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=rows, constant=st.floats(-5, 5), scale=st.sampled_from(["group", "none"]), seed=st.integers(0, 99))
 def test_what_is_constant_over_the_candidates_cancels(row, constant, scale, seed):
     rewards = torch.tensor([row], dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_what_is_constant_over_the_candidates_cancels(row, constant, scale, seed
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=rows, factor=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
 def test_the_scale_of_a_single_reward_cancels(row, factor, seed):
     rewards = torch.tensor([row], dtype=torch.float64)
@@ -135,7 +135,7 @@ def test_the_scale_of_a_single_reward_cancels(row, factor, seed):
         torch.testing.assert_close(actual, group_advantages(rewards, eps=0, old_log_probs=old), rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=rows, seed=st.integers(0, 99))
 def test_mean_0_and_variance_1_over_the_group(row, seed):
     rewards = torch.tensor([row], dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_mean_0_and_variance_1_over_the_group(row, seed):
     assert expectation(weighted.square(), log_probs).item() == pytest.approx(1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(row=rows, seed=st.integers(0, 99))
 def test_permuted_candidates_have_permuted_advantages(row, seed):
     rewards, log_probs = torch.tensor([row], dtype=torch.float64), log_policy(random_tensor(1, len(row), seed=seed))

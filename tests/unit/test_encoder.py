@@ -51,6 +51,7 @@ def test_pretrained_normalization():
             {"args": {"nonsense": 1}},
             r"timm refuses encoder 'test_resnet' with image_size 32 and arguments \{'nonsense': 1\}: .*'nonsense'",
         ),
+        ({"name": "test_vit", "args": {"num_heads": 0}}, "timm refuses encoder 'test_vit'"),
         ({"args": {"drop_path_rate": "much"}}, "timm refuses encoder 'test_resnet'"),
         ({"args": {"global_pool": ""}}, r"gives \(1, 96, 1, 1\), expected a pooled embedding \(1, D\)"),
         (

@@ -88,7 +88,7 @@ def test_uniform_weighting_is_a_constant_push_of_accuracy(num_outputs):
         torch.testing.assert_close(at_label, torch.full_like(at_label, math.sqrt(num_outputs - 1) / num_outputs))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_outputs=st.integers(2, 8),
     seed=st.integers(0, 10**6),
@@ -118,7 +118,7 @@ def test_gradient_at_the_logits(num_outputs, seed, weights, scale, statistics, w
         weighting=weighting,
         eps=0.01,
     )
-    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)  # rewards are float32
 
 
 def test_policy_weighting_with_policy_statistics_is_the_bernoulli_deviation():
@@ -131,7 +131,7 @@ def test_policy_weighting_with_policy_statistics_is_the_bernoulli_deviation():
     torch.testing.assert_close(actual.gather(1, targets[:, None]), (p * (1 - p)).sqrt())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(num_outputs=st.integers(2, 30), seed=st.integers(0, 10**6))
 def test_cross_entropy_is_a_member_of_the_family(num_outputs, seed):
     """Accuracy and uniformity, scale none, weighting uniform: cross-entropy's gradient over K."""

@@ -100,13 +100,14 @@ def test_k_nearest_neighbors_of_the_training_images(result):
     measurement, (train, _, test) = result
     left = test.embeddings / np.linalg.norm(test.embeddings, axis=1, keepdims=True)
     right = train.embeddings / np.linalg.norm(train.embeddings, axis=1, keepdims=True)
-    similarities = left.astype(np.float64) @ right.T
-    is_right = []
-    for row, label in zip(similarities, test.labels, strict=True):
-        near = np.argsort(-row)[:10]
-        votes = np.bincount(train.labels[near], np.exp(row[near] / 0.07), minlength=3)
-        is_right.append(votes.argmax() == label)
-    assert measurement.scores["knn_top1_k10_t0.07"].tolist() == is_right
+    is_right = {10: [], 20: []}
+    for row, label in zip(left.astype(np.float64) @ right.T, test.labels, strict=True):
+        for k, answers in is_right.items():
+            near = np.argsort(-row)[:k]
+            answers.append(np.bincount(train.labels[near], np.exp(row[near] / 0.07), minlength=3).argmax() == label)
+    assert is_right[10] != is_right[20]
+    for k, answers in is_right.items():
+        assert measurement.scores[f"knn_top1_k{k}_t0.07"].tolist() == answers
 
 
 def test_a_better_representation_is_better_by_every_measure(result):

@@ -77,7 +77,7 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda z: expectation(values, log_policy(z)), logits)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     logits=st.lists(st.floats(-30, 30), min_size=2, max_size=8),
     shift=st.floats(-100, 100),

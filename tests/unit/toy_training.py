@@ -1,0 +1,86 @@
+"""A training small enough for unit tests: 48 images of two classes, a network of some thousand weights."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from grpo_rm.datasets import Batches, Split
+from grpo_rm.losses import cross_entropy_loss, grpo_rm_loss
+from grpo_rm.model import Model, ModelConfig
+from grpo_rm.trainer import Recipe, Trainer
+from grpo_rm.transforms import evaluation_view, training_view
+
+CPU = torch.device("cpu")
+
+
+def grpo(log_probs, targets, valid):
+    return grpo_rm_loss(log_probs, targets, valid, reward_weights={"accuracy": 1.0, "uniformity": 1.0}, eps=0.01)
+
+
+def split_of(count, seed):
+    """Noisy gray images: of class 1 the right half is brighter."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    files = []
+    for label in labels:
+        pixels = rng.integers(0, 120, (16, 16))
+        pixels[:, 8 * label : 8 * label + 8] += 100
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    return Split([str(i) for i in range(count)], files, labels.astype(np.int64))
+
+
+TRAIN, VAL = split_of(48, 1), split_of(24, 2)
+
+
+def augmented(image, rng):
+    return training_view(image, size=16, min_crop=0.7, flip=False, interpolation="bilinear", rng=rng)
+
+
+def plain(image, rng):  # noqa: ARG001
+    return evaluation_view(image, size=16, crop_pct=1.0, interpolation="bilinear")
+
+
+def create_model(encoder="test_resnet", **encoder_args):
+    torch.manual_seed(0)
+    tiny = {"channels": [8, 8, 8, 8], "stem_width": 8} if encoder == "test_resnet" else {"depth": 1}
+    config = ModelConfig(encoder, 1, 16, 1.0, "bilinear", [0.4], [0.25], ["left", "right"], tiny | encoder_args)
+    return Model(config)
+
+
+def create_trainer(
+    checkpoints, loss=cross_entropy_loss, *, model=None, seed=0, order_seed=0, workers=0, options=None, **recipe
+):
+    """A trainer of 3 steps an epoch."""
+    defaults = {
+        "epochs": 2,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.05,
+        "warmup_epochs": 1,
+        "clip_grad_norm": 1.0,
+        "freeze_encoder": False,
+    }
+    train = Batches(TRAIN, augmented, channels=1, batch_size=16, seed=order_seed, is_training=True, workers=workers)
+    return Trainer(
+        model or create_model(),
+        loss,
+        train,
+        Batches(VAL, plain, channels=1, batch_size=16),
+        Recipe(**(defaults | recipe)),
+        seed=seed,
+        device=CPU,
+        checkpoints=checkpoints,
+        title="test",
+        **(options or {}),
+    )
+
+
+def weights_of(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def are_equal(left, right):
+    return all(torch.equal(value, right[name]) for name, value in left.items())
