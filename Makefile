@@ -28,7 +28,7 @@ test: $(READY)  ## run all tests
 check: $(READY)  ## lint, format check, types
 	@ruff check . && ruff format --check . && mypy
 
-ui: $(READY)  ## open the MLflow UI on the local store
+ui: $(READY)  ## open the MLflow UI on the local store (MLFLOW_PORT=5000)
 	@echo "MLflow: http://$(HOST):$(MLFLOW_PORT)  (Ctrl-C ends it)"
 	@mkdir -p mlruns
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true exec mlflow server \
@@ -47,6 +47,7 @@ setup: $(READY)  ## only install
 
 $(UV):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"error: this is Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m pip --version >/dev/null || { echo "error: $(PYTHON) has no pip; install it (Debian: apt install python3-pip)"; exit 1; }
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action ignore --target .uv uv==$(UV_VERSION)
 
 $(READY): requirements.lock pyproject.toml | $(UV)

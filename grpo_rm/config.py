@@ -73,8 +73,8 @@ class Training(_Block):
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> "Training":
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, expected less than epochs ({self.epochs})")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs:g}, expected at most epochs ({self.epochs})")
         return self
 
 
@@ -107,7 +107,7 @@ class Evaluate(_Block):
 
 
 class Export(_Block):
-    opset: Annotated[int, Field(ge=18)]
+    opset: Annotated[int, Field(ge=18, le=23)]
     max_abs_error: Positive
     min_cosine: Annotated[float, Field(gt=0, le=1)]
 
@@ -157,13 +157,23 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        raise ValueError(f"{path} is empty, expected blocks: {', '.join(_keys([]))}; `git checkout {path}` restores it")
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, expected blocks: {', '.join(_keys([]))}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = _explain_all(error.errors())
         raise ValueError("\n  ".join([f"{path} has {len(lines)} mistake(s):", *lines])) from None
+
+
+def _explain_all(details: list[ErrorDetails]) -> list[str]:
+    """Explain each mistake; a key that is missing because it was misspelled is one mistake, not two."""
+    explained = [_explain(detail) for detail in details]
+    meant = {line.rpartition("did you mean ")[2].rstrip("?") for line in explained if "did you mean" in line}
+    is_missing = [detail["type"] == "missing" and detail["loc"][-1] in meant for detail in details]
+    return [line for line, skip in zip(explained, is_missing, strict=True) if not skip]
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -52,15 +51,28 @@ def read_split(prepared: Path, name: str) -> Split:
     Raises:
         FileNotFoundError: The split has no shard.
     """
+    ids: list[str] = []
+    files: list[bytes] = []
+    labels: list[int] = []
+    for shard in _shards(prepared, name):
+        # in small batches: a whole column of bytes would be in memory several times, and 2 GiB of it cannot be read
+        for rows in pq.ParquetFile(shard).iter_batches(256, columns=["id", "image.bytes", "label"]):
+            ids += rows["id"].to_pylist()
+            files += rows["image"].field("bytes").to_pylist()
+            labels += rows["label"].to_pylist()
+    return Split(ids, files, np.array(labels, dtype=np.int64))
+
+
+def read_ids(prepared: Path, name: str) -> list[str]:
+    """Read the ids of a split alone, in the order of `read_split`."""
+    return [id_ for shard in _shards(prepared, name) for id_ in pq.read_table(shard, columns=["id"])["id"].to_pylist()]
+
+
+def _shards(prepared: Path, name: str) -> list[Path]:
     shards = sorted((prepared / name).glob("*.parquet"))
     if not shards:
         raise FileNotFoundError(f"no Parquet file in {prepared / name}: run `dvc repro prepare` first")
-    table = pq.read_table(shards, columns=["id", "image", "label"])
-    return Split(
-        ids=table["id"].to_pylist(),
-        files=pc.struct_field(table["image"], "bytes").to_pylist(),  # chunk by chunk: one chunk holds 2 GiB at most
-        labels=table["label"].to_numpy().astype(np.int64),
-    )
+    return shards
 
 
 class _Images(Dataset[tuple[Tensor, int]]):

@@ -99,4 +99,4 @@ def _check_size(encoder: nn.Module, name: str, *, channels: int, image_size: int
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

@@ -40,19 +40,29 @@ def export_onnx(model: Model, path: Path, *, opset: int, metadata: Mapping[str, 
         path: The file to write.
         opset: ONNX operator set.
         metadata: Written into the file's own metadata.
+
+    Raises:
+        ValueError: torch cannot express the encoder in this opset.
     """
     size = model.config.image_size
     images = torch.zeros(2, size, size, model.config.channels, dtype=torch.uint8)
-    program = torch.onnx.export(
-        model.eval(),
-        (images,),
-        dynamo=True,
-        opset_version=opset,
-        input_names=[INPUT],
-        output_names=list(OUTPUTS),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
-        verbose=False,
-    )
+    try:
+        with torch.no_grad():  # with gradients, some attention layers (BEiT, MaxViT) become views ONNX has no word for
+            program = torch.onnx.export(
+                model.eval(),
+                (images,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(
+            f"encoder {model.config.encoder!r} cannot be exported with opset {opset}: "
+            f"{str(error).strip().splitlines()[0]}. Try another export.opset, or another encoder"
+        ) from error
     assert program is not None
     program.model.graph.metadata_props.clear()
     for node in program.model.graph.all_nodes():

@@ -66,7 +66,7 @@ class Trainer:
         title: Name of the run on the progress display.
         sites_of: What a batch asks of the policy: the task.
         on_step: Receives the number of steps done and the metrics of the last one, for at most 1,000 steps of a run.
-        on_epoch: Receives the number of steps done and the metrics of the epoch.
+        on_epoch: Receives the number of steps done and the validation metrics.
     """
 
     def __init__(
@@ -107,8 +107,9 @@ class Trainer:
         with self.progress:
             for epoch in range(1, self.recipe.epochs + 1):
                 self.epoch = epoch
-                row = self._train_epoch() | self._validate()
-                self.on_epoch(self.step, row)
+                averages, validation = self._train_epoch(), self._validate()
+                self.on_epoch(self.step, validation)
+                row = averages | validation
                 self.history.append({"epoch": epoch, "step": self.step} | row)
                 self.progress.end_epoch(epoch, row)
                 save_model(self.model, self.checkpoints / "last")

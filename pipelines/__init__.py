@@ -1,6 +1,14 @@
 """The stages of dvc.yaml and what surrounds them: files, trackers, schedulers."""
 
+import importlib.util
 import os
+import sys
+
+if importlib.util.find_spec("pyarrow") is None or importlib.util.find_spec("pydantic") is None:
+    sys.exit(
+        f"error: {sys.executable} does not have the packages of this project, expected the Python of its environment. "
+        "Run `source .venv/bin/activate` first (`make setup` creates it)"
+    )
 
 for _name, _value in {
     "DO_NOT_TRACK": "1",

@@ -30,7 +30,7 @@ def main() -> None:
     config = load_config()
     check_tracking()
     parameters = config.model_dump(include={"seed", "data", "evaluate"})
-    with start_run("evaluate", config.tracking, parameters) as run:
+    with start_run("evaluate", config.tracking, parameters, context="evaluation") as run:
         evaluation = evaluate(config)
         for name, metrics in evaluation["models"].items():
             run.log_metrics(0, {f"{name}/{metric}": value for metric, value in metrics.items()})
@@ -89,13 +89,13 @@ def write_predictions(outputs: Outputs, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from grpo_rm.datasets import read_split
+    from grpo_rm.datasets import read_ids
     from pipelines.batches import PREPARED
 
     tables = [
         pa.table(
             {
-                "id": read_split(PREPARED, split).ids,
+                "id": read_ids(PREPARED, split),
                 "split": [split] * len(outputs[split].labels),
                 "label": outputs[split].labels,
                 "logits": list(outputs[split].logits),

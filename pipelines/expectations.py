@@ -127,7 +127,7 @@ def image_expectations(num_classes: int, *, min_decodable: float) -> list[Expect
             mostly=min_decodable,
             severity=CRITICAL,
             description=f"of all images, {100 * min_decodable:g} % or more can be decoded",
-            notes="replace or delete the broken files in the source.",
+            notes="replace or delete the broken files in the source, or lower data.min_decodable.",
         ),
         *(
             gxe.ExpectColumnValuesToBeBetween(

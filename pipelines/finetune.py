@@ -28,7 +28,7 @@ def main() -> None:
     from pipelines.lineage import sha256
     from pipelines.training import train_stage
 
-    blocks = {"seed", "data", "finetune"} | ({"objective"} if arm == "grpo_rm" else set())
+    blocks = {"seed", "finetune"} | ({"objective"} if arm == "grpo_rm" else set())
     train_stage(
         f"finetune@{arm}",
         load_model(INITIAL_MODEL),

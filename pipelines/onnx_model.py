@@ -18,6 +18,7 @@ class OnnxModel:
 
     Attributes:
         classes: Names of the output set, in the order of the logits.
+        training: How the model was made: stage, parameters, hash of the data, how they were split.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,6 +28,7 @@ class OnnxModel:
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
+        self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])
 
     def logits(self, files: Sequence[bytes]) -> NDArray[np.float32]:
         """Return the logits (N, K) of N encoded images."""

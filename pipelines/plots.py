@@ -26,11 +26,15 @@ DASHES: dict[str, Any] = {"pretrain": (0, (1, 1.5)), "cross_entropy": (0, (5, 2)
 MARKERS = {"pretrain": "s", "cross_entropy": "D", "grpo_rm": "o"}
 
 GRPO_STATISTICS = [  # column, title, note, is the lowest possible value 0
-    ("reward", "Reward", "Expected under the old policy, averaged over images.", False),
+    (
+        "reward",
+        "Reward",
+        "Expected under the old policy; 0 for a policy that is sure and right, whose rewards cancel.",
+        False,
+    ),
     ("entropy", "Entropy of the policy", "In nats. 0 is a policy that is always certain.", True),
     ("clip_ratio/region_mean", "Clip fraction", "0 is expected while the old policy is fresh at every step.", True),
     ("old_kl", "KL from the old policy", "In nats, exact over the output set; 0 while the old policy is fresh.", True),
-    ("kl", "KL divergence", "In nats, exact over the output set.", True),
 ]
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipelines.sources import SPLITS, Item, Source, open_source
 from pipelines.splits import assign_splits
 from pipelines.stage import run_stage
 
-IMAGES_PER_SHARD = 5_000
+MAX_SHARD_IMAGES, MAX_SHARD_BYTES = 5_000, 256 * 2**20
 GRAY_HASH_SIZE = (9, 8)
 
 SHARD_SCHEMA = pa.schema(
@@ -53,8 +53,10 @@ def prepare(source: Source, output: Path, *, val_fraction: float, test_fraction:
     """Write the prepared data. `output` is replaced as a whole when all is written.
 
     Raises:
-        ValueError: A class has too few images.
+        ValueError: There is one class only, or a class has too few images.
     """
+    if len(source.classes) < 2:
+        raise ValueError(f"{source.name} has one class, {source.classes[0]!r}; expected at least 2")
     rows = [describe(item) for item in tqdm(source.items, desc="read", unit=" images", disable=None)]
     splits = assign_splits(
         source, [row["sha256"] for row in rows], val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
@@ -71,7 +73,8 @@ def prepare(source: Source, output: Path, *, val_fraction: float, test_fraction:
         ]
         write_shards(good, partial / split)
     pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), partial / "manifest.parquet")
-    description = summarize(source, rows, origin)
+    split_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    description = summarize(source, rows, origin=origin, split=split_by)
     (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
@@ -117,22 +120,32 @@ def difference_hash(image: Image.Image) -> str:
     return np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes().hex()
 
 
-def write_shards(items: list[Item], directory: Path) -> None:
-    """Write the files as they came, at most 5,000 a shard."""
+def write_shards(items: Iterable[Item], directory: Path) -> None:
+    """Write the files as they came, at most 5,000 or about 256 MiB a shard."""
     directory.mkdir(parents=True)
-    for number, start in enumerate(range(0, len(items), IMAGES_PER_SHARD)):
-        rows = list(_shard_rows(items[start : start + IMAGES_PER_SHARD]))
-        table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
-        pq.write_table(table, directory / f"{number:05d}.parquet", compression="none")
-
-
-def _shard_rows(items: list[Item]) -> Iterator[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    size, number = 0, 0
     for item in items:
-        yield {"id": item.id, "image": {"bytes": item.read(), "path": item.id}, "label": item.label}
+        data = item.read()
+        if rows and (len(rows) == MAX_SHARD_IMAGES or size + len(data) > MAX_SHARD_BYTES):
+            _write_shard(rows, directory, number)
+            rows, size, number = [], 0, number + 1
+        rows.append({"id": item.id, "image": {"bytes": data, "path": item.id}, "label": item.label})
+        size += len(data)
+    if rows:
+        _write_shard(rows, directory, number)
 
 
-def summarize(source: Source, rows: list[dict[str, Any]], origin: str) -> dict[str, Any]:
-    """Return dataset.json: classes, counts per split and class, and the channel statistics of the training images."""
+def _write_shard(rows: list[dict[str, Any]], directory: Path, number: int) -> None:
+    table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
+    pq.write_table(table, directory / f"{number:05d}.parquet", compression="none")
+
+
+def summarize(source: Source, rows: list[dict[str, Any]], *, origin: str, split: dict[str, float]) -> dict[str, Any]:
+    """Return dataset.json: classes, counts per split and class, and the channel statistics of the training images.
+
+    The standard deviation of a channel that is the same in all training images is given as 1: it is divided by.
+    """
     good = [row for row in rows if not row["decode_error"]]
     counts = {split: dict.fromkeys(source.classes, 0) for split in SPLITS}
     for row in good:
@@ -141,14 +154,16 @@ def summarize(source: Source, rows: list[dict[str, Any]], origin: str) -> dict[s
     if not len(train):
         raise ValueError(f"none of the {len(rows)} files of {source.name} is a readable training image")
     mean, square = train[:, :3].mean(axis=0), (train[:, :3] ** 2 + train[:, 3:] ** 2).mean(axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
     return {
         "task": "classification",
         "name": source.name,
         "source": origin,
         "classes": source.classes,
         "counts": counts,
+        "split": split,
         "mean": mean.round(6).tolist(),
-        "std": np.sqrt(square - mean**2).round(6).tolist(),
+        "std": np.where(std < 1e-4, 1.0, std).round(6).tolist(),
     }
 
 

@@ -45,7 +45,7 @@ def main() -> None:
         ),
         encoder=network,
     )
-    blocks = config.model_dump(include={"seed", "data", "encoder", "pretrain"})
+    blocks = config.model_dump(include={"seed", "encoder", "pretrain"})
     train_stage(
         "pretrain",
         model,

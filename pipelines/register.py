@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_rm.config import load_config
-from pipelines.lineage import dvc_hash, git_tags, sha256
+from pipelines.lineage import data_hash, dvc_hash, git_tags, sha256
 from pipelines.stage import run_stage
 from pipelines.tracking import registry
 from pipelines.tracking.runs import check_tracking
@@ -37,7 +37,7 @@ def main() -> None:
         result = register(config)
     except Exception as error:
         if type(error).__module__.startswith(("mlflow", "sqlalchemy", "requests")):
-            raise ConnectionError(f"the model registry failed: {error}. Nothing was promoted; run again") from error
+            raise ConnectionError(f"the model registry failed: {error}. Run `dvc repro register` again") from error
         raise
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -56,7 +56,7 @@ def register(config: "Config") -> dict[str, Any]:
     version = registry.find_version(name, onnx_sha256)
     champion = registry.find_champion(name)
     other = champion if champion and champion.version != version else None
-    against_champion = compare_with_champion(other, dataset["classes"], config) if other else None
+    against_champion = compare_with_champion(other, dataset, config) if other else None
     clauses = decide(
         evaluation["models"]["grpo_rm"],
         interval_of(evaluation["comparison"].get("accuracy")),
@@ -67,9 +67,13 @@ def register(config: "Config") -> dict[str, Any]:
     )
     has_passed = all(clause.has_passed for clause in clauses)
     version = version or registry.create_version(
-        name, ONNX, model_sha256=sha256(WEIGHTS), experiment=config.tracking.experiment
+        name,
+        ONNX,
+        tags=origin_tags(onnx_sha256),
+        model_sha256=sha256(WEIGHTS),
+        experiment=config.tracking.experiment,
     )
-    registry.describe_version(name, version, description=describe(clauses), tags=version_tags(clauses, onnx_sha256))
+    registry.describe_version(name, version, description=describe(clauses), gate_tags=gate_tags(clauses))
     registry.set_alias(name, registry.CHALLENGER, version)
     should_promote, promotion = decide_promotion(
         champion.version if champion else None,
@@ -97,7 +101,8 @@ def decide_promotion(
     if champion == version:
         return False, "it already is the champion"
     if not has_passed:
-        return False, "champion stays as it is, because the gate failed"
+        stays = f"champion stays version {champion}" if champion else "there is no champion"
+        return False, f"{stays}, because the gate failed"
     if champion is None:
         return True, "it is the champion, as the first version that passed the gate"
     if not is_auto:
@@ -107,27 +112,32 @@ def decide_promotion(
     return False, f"champion stays version {champion}, which it does not beat (register.promote: auto)"
 
 
-def compare_with_champion(champion: "Champion", classes: list[str], config: "Config") -> "Interval | None":
-    """Run the champion on the test images; return the candidate's accuracy minus its, or None for other classes."""
+def compare_with_champion(champion: "Champion", dataset: dict[str, Any], config: "Config") -> "Interval | None":
+    """Run the champion on the test images; return the candidate's accuracy minus its.
+
+    None where that would not be fair: the champion has other classes, or was made with another split, so that it may
+    have been trained on these images.
+    """
     import numpy as np
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    from grpo_rm.datasets import read_split
     from grpo_rm.evaluation.comparison import paired_bootstrap
     from pipelines.onnx_model import OnnxModel
 
     model = OnnxModel(champion.onnx)
-    if model.classes != classes:
+    if model.classes != dataset["classes"] or model.training.get("split") != dataset["split"]:
         return None
-    table = pq.read_table(PREDICTIONS, filters=pc.field("split") == "test")
-    files = pq.read_table(PREPARED / "test", columns=["id", "image"])
-    assert files["id"].to_pylist() == table["id"].to_pylist()
-    labels = table["label"].to_numpy()
-    candidate = np.stack(table["logits"].to_pylist()).argmax(axis=1)
-    predicted = model.logits(files["image"].combine_chunks().field("bytes").to_pylist()).argmax(axis=1)
+    candidate = pq.read_table(PREDICTIONS, filters=pc.field("split") == "test")
+    test = read_split(PREPARED, "test")
+    assert candidate["id"].to_pylist() == test.ids
+    right = [
+        logits.argmax(axis=1) == test.labels
+        for logits in (np.stack(candidate["logits"].to_pylist()), model.logits(test.files))
+    ]
     return paired_bootstrap(
-        (candidate == labels).astype(float),
-        (predicted == labels).astype(float),
+        *(scores.astype(float) for scores in right),
         num_resamples=config.evaluate.bootstrap_resamples,
         confidence=config.evaluate.confidence,
         seed=config.seed,
@@ -148,17 +158,22 @@ def describe(clauses: "list[Clause]") -> str:
     return "\n".join([f"Gate {'passed' if has_passed else 'failed'}.", "", *lines])
 
 
-def version_tags(clauses: "list[Clause]", onnx_sha256: str) -> dict[str, str]:
-    """Return what leads from a version back to commit, data and weights, and the gate's clauses."""
-    hashes = {"dvc.data": dvc_hash("prepare", str(PREPARED)), "dvc.onnx": dvc_hash("export", str(ONNX.parent))}
+def origin_tags(onnx_sha256: str) -> dict[str, str]:
+    """Return what leads from a version back to commit, data and weights."""
+    hashes = {"dvc.data": data_hash(), "dvc.onnx": dvc_hash("export", str(ONNX.parent))}
     return {
         registry.ONNX_TAG: onnx_sha256,
         "model.sha256": sha256(WEIGHTS),
         **{key: value for key, value in hashes.items() if value},
         **git_tags(),
-        "gate": "passed" if all(clause.has_passed for clause in clauses) else "failed",
-        **{f"gate.{clause.name}": "passed" if clause.has_passed else "failed" for clause in clauses},
     }
+
+
+def gate_tags(clauses: "list[Clause]") -> dict[str, str]:
+    """Return the verdict and every clause as tags."""
+    verdicts = {f"gate.{clause.name}": clause.has_passed for clause in clauses}
+    verdicts["gate"] = all(verdicts.values())
+    return {name: "passed" if has_passed else "failed" for name, has_passed in verdicts.items()}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ METRICS = {
     "nll_calibrated": Metric("NLL, scaled, nats", "Calibration", False),
     "brier_calibrated": Metric("Brier score, scaled", "Calibration", False),
     "ece_calibrated": Metric("ECE, scaled", "Calibration", False),
-    "linear_probe_top1": Metric("Softmax regression", "Embedding", True, True, "softmax regression"),
+    "linear_probe_top1": Metric("Softmax regression (linear probe)", "Embedding", True, True, "softmax regression"),
     "alignment": Metric("Alignment", "Embedding", False),
     "uniformity": Metric("Uniformity", "Embedding", False),
     "effective_rank": Metric("Effective rank", "Embedding", None),

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,15 @@ def _digits() -> Source:
 
 def _folder(root: Path) -> Source:
     """PATH/CLASS/image, or PATH/{train,val,test}/CLASS/image."""
+    if not root.is_dir():
+        raise ValueError(f"{root} is a file, expected a folder with one directory of images per class")
     given = [split for split in SPLITS if (root / split).is_dir()]
+    others = [path.name for path in _visible(root) if path.is_dir() and path.name not in SPLITS]
+    if given and others:
+        raise ValueError(
+            f"{root} holds {', '.join(given)} beside {', '.join(others[:5])}; expected either one directory per class, "
+            f"or only {', '.join(SPLITS)}. Rename a split (valid to val, say), or the class that is called like one"
+        )
     parents: dict[Path, str | None] = {root / split: split for split in given} or {root: None}
     directories = {
         directory: split for parent, split in parents.items() for directory in _visible(parent) if directory.is_dir()
@@ -108,17 +117,24 @@ def _npz(path: Path) -> Source:
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as archive:
-        missing = {"images", "labels"} - set(archive.files)
-        if missing:
-            raise ValueError(f"{file} has no array {', '.join(sorted(missing))}; it has {', '.join(archive.files)}")
-        arrays = {name: archive[name] for name in archive.files}
-    images, labels = arrays["images"], arrays["labels"]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (AttributeError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{file} has images {images.dtype} {images.shape} and {len(labels)} labels, "
-            "expected images uint8 (N, H, W) or (N, H, W, 3) and N labels"
+            f"{file} cannot be read: {error}. Expected an .npz file, as numpy.savez writes it, without Python objects"
+        ) from error
+    missing = {"images", "labels"} - set(arrays)
+    if missing:
+        raise ValueError(f"{file} has no array {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
+    images, labels = arrays["images"], arrays["labels"]
+    is_image = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3)))
+    if not is_image or not images.size:
+        raise ValueError(
+            f"{file} has images {images.dtype} {images.shape}, expected uint8 (N, H, W) or (N, H, W, 1 or 3)"
         )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{file} has labels {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
     arrays.setdefault("classes", np.arange(int(labels.max()) + 1))
     if labels.min() < 0 or labels.max() >= len(arrays["classes"]):
         raise ValueError(f"{file} has labels {labels.min()} to {labels.max()}, but {len(arrays['classes'])} classes")
@@ -134,5 +150,5 @@ def _array_items(images: Any, labels: Any, prefix: str, split: str | None) -> li
 
 def _png(pixels: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze()).save(buffer, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from pipelines.sources import SPLITS, Source
+from pipelines.sources import Source
 
 
 def assign_splits(
@@ -32,7 +32,7 @@ def assign_splits(
     for index, (item, digest) in enumerate(zip(source.items, digests, strict=True)):
         if splits[index] == "train":
             by_class[item.label].append((_place(digest, seed), index))
-    _check_sizes(source, {label: len(members) for label, members in by_class.items()}, len(missing) + 1)
+    _check_sizes(source, {label: len(members) for label, members in by_class.items()}, missing)
     for members in by_class.values():
         for split, index in _divide(sorted(members), missing):
             splits[index] = split
@@ -58,11 +58,12 @@ def _divide(members: list[tuple[float, int]], missing: dict[str, float]) -> list
     return divided
 
 
-def _check_sizes(source: Source, sizes: dict[int, int], needed: int) -> None:
+def _check_sizes(source: Source, sizes: dict[int, int], made: Collection[str]) -> None:
+    needed = len(made) + 1
     small = {name: sizes.get(label, 0) for label, name in enumerate(source.classes) if sizes.get(label, 0) < needed}
     if small:
         listed = ", ".join(f"{name!r} has {size}" for name, size in list(small.items())[:10])
         raise ValueError(
-            f"{len(small)} class(es) of {source.name} have too few images: {listed}; expected at least {needed} for "
-            f"training and the splits to be made ({', '.join(SPLITS)}). Add images, or remove the class"
+            f"{len(small)} class(es) of {source.name} have too few images: {listed}; expected at least {needed}, one "
+            f"for each of {', '.join(['train', *made])}. Add images, or remove the class"
         )

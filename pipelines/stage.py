@@ -2,9 +2,10 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
-USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError, FloatingPointError)
+OURS = ("grpo_rm", "pipelines", "__main__")
 
 
 def run_stage(main: Callable[[], None]) -> None:
@@ -14,8 +15,8 @@ def run_stage(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except USER_ERRORS as error:
-        if os.environ.get("GRPO_RM_DEBUG"):
+    except Exception as error:
+        if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
@@ -25,3 +26,10 @@ def run_stage(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def is_for_user(error: Exception) -> bool:
+    """Whether an error speaks to the user: of the file system or the network, or raised by this project on purpose."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    is_ours = frame.f_globals["__name__"].partition(".")[0] in OURS
+    return isinstance(error, OSError) or (type(error) in (ValueError, FloatingPointError) and is_ours)

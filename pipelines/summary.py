@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.stage import run_stage
+from pipelines.tracking import registry
+from pipelines.tracking.runs import check_tracking, has_store, store_name
 
 NAMES = {"pretrain": "pretrained", "cross_entropy": "cross-entropy", "grpo_rm": "GRPO-RM"}
 SHOWN = ("accuracy", "f1_macro", "nll", "ece", "ece_calibrated", "linear_probe_top1")
@@ -12,7 +14,9 @@ SHOWN = ("accuracy", "f1_macro", "nll", "ece", "ece_calibrated", "linear_probe_t
 
 def main() -> None:
     """Print the three models side by side, the gate's verdict, the version, and what to open next."""
-    print(summarize(read("evaluation"), read("registration")))
+    evaluation, registration = read("evaluation"), read("registration")
+    print(summarize(evaluation, registration["gate"]))
+    print(look_up(registration), "", *where_to_look(registration["name"]), sep="\n")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -24,8 +28,8 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
-def summarize(evaluation: dict[str, Any], registration: dict[str, Any]) -> str:
-    """Return the table and what follows it as text."""
+def summarize(evaluation: dict[str, Any], gate: dict[str, Any]) -> str:
+    """Return the table, the comparison of the arms and the gate's verdict as text."""
     models = evaluation["models"]
     knn = [metric for metric in models["grpo_rm"] if metric.startswith("knn_")][-1:]
     metrics = [*SHOWN[:2], *knn, *SHOWN[2:]]
@@ -33,22 +37,44 @@ def summarize(evaluation: dict[str, Any], registration: dict[str, Any]) -> str:
     lines = ["", " " * width + "".join(f"{NAMES[name]:>15}" for name in NAMES) + "   (test images)"]
     for metric in metrics:
         lines.append(f"{metric:<{width}}" + "".join(f"{models[name][metric]:>15.4f}" for name in NAMES))
-    gate, difference = registration["gate"], evaluation["comparison"]["accuracy"]
+    difference, mcnemar = evaluation["comparison"]["accuracy"], evaluation["comparison"]["mcnemar"]
     lines += [
         "",
         f"accuracy, GRPO-RM minus cross-entropy: {100 * difference['difference']:+.2f} points "
         f"({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}, "
-        f"{difference['confidence']:.0%} interval over {difference['num_samples']:,} images)",
+        f"{difference['confidence']:.0%} interval over {difference['num_samples']:,} images); only GRPO-RM is right on "
+        f"{mcnemar['only_candidate_right']}, only cross-entropy on {mcnemar['only_control_right']}",
         f"gate: {'passed' if gate['has_passed'] else 'FAILED'}",
         *(f"  {'passed' if c['has_passed'] else 'FAILED'}  {c['reason']}" for c in gate["clauses"]),
-        f"registered: {registration['name']} version {registration['version']}"
-        f" ({', '.join(registration['aliases']) or 'no alias'}); {registration['promotion']}",
-        "",
-        f"report:  {(Path('reports') / 'index.html').absolute().as_uri()}",
-        "runs:    make ui, then http://127.0.0.1:5000/#/experiments",
-        f"model:   make ui, then http://127.0.0.1:5000/#/models/{registration['name']}",
     ]
     return "\n".join(lines)
+
+
+def look_up(registration: dict[str, Any]) -> str:
+    """Return what the registry says of the version now: a person may have moved an alias since it was registered."""
+    check_tracking()
+    name = registration["name"]
+    version = registry.find_version(name, registration["onnx_sha256"]) if has_store() else None
+    if version is None:
+        return (
+            f"registered: {name} is not in {store_name()} with this model; "
+            "`dvc repro --force --single-item register` registers it there"
+        )
+    aliases = registry.aliases_of(name, version)
+    line = f"registered: {name} version {version} ({', '.join(aliases) or 'no alias'})"
+    return f"{line}; {registration['promotion']}" if aliases == registration["aliases"] else line
+
+
+def where_to_look(name: str) -> list[str]:
+    """Return the addresses of the report and of the MLflow UI."""
+    store = store_name()
+    is_server = store.startswith(("http://", "https://"))
+    ui, how = (store.rstrip("/"), "") if is_server else ("http://127.0.0.1:5000", "make ui, then ")
+    return [
+        f"report:     {(Path('reports') / 'index.html').absolute().as_uri()}",
+        f"runs:       {how}{ui}/#/experiments",
+        f"model:      {how}{ui}/#/models/{name}",
+    ]
 
 
 if __name__ == "__main__":

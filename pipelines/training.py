@@ -8,10 +8,11 @@ import torch
 
 from grpo_rm.checkpoint import WEIGHTS, save_model
 from grpo_rm.config import Config, Training
+from grpo_rm.datasets import read_dataset
 from grpo_rm.inference import best_device
 from grpo_rm.model import Model
 from grpo_rm.trainer import Loss, Recipe, Trainer, best_epoch
-from pipelines.batches import training_batches
+from pipelines.batches import PREPARED, training_batches
 from pipelines.lineage import data_hash, sha256
 from pipelines.tables import write_csv
 from pipelines.tracking.runs import start_run
@@ -38,12 +39,12 @@ def train_stage(
         loss: What to minimize.
         training: The block of this stage.
         config: Seed and tracking.
-        parameters: What MLflow shows as parameters.
+        parameters: What the stage depends on. It is written beside the weights.
         output: Directory of the model.
         initial_model: SHA-256 of the weights it starts from, where they are a model of this project.
     """
     train, val = training_batches(model.config, training, seed=config.seed)
-    with start_run(stage, config.tracking, parameters) as run:
+    with start_run(stage, config.tracking, parameters | config.model_dump(include={"data"}), context="training") as run:
         trainer = Trainer(
             model,
             loss,
@@ -76,6 +77,7 @@ def write_provenance(stage: str, parameters: dict[str, Any], output: Path, initi
         "stage": stage,
         "parameters": parameters,
         "data": data_hash(),
+        "split": read_dataset(PREPARED)["split"],
         "initial_model": initial_model,
         "torch": torch.__version__,
         "timm": timm.__version__,

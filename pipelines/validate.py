@@ -6,6 +6,7 @@ Docs. A warning is printed; a critical failure stops the pipeline, unless `--rep
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,16 +111,30 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def check_neighbors(prepared: Path, ks: Sequence[int]) -> None:
+    """Refuse numbers of neighbors that the evaluation cannot have, before anything is trained.
+
+    Raises:
+        ValueError: A k is larger than the number of training images.
+    """
+    counts = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))["counts"]
+    num_train = sum(counts["train"].values())
+    if max(ks) > num_train:
+        raise ValueError(f"evaluate.knn_k is {list(ks)}, expected at most {num_train}, the number of training images")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.validate", description=__doc__)
     parser.add_argument("--report-only", action="store_true", help="report critical failures too without stopping")
     arguments = parser.parse_args()
-    min_decodable = load_config().data.min_decodable
-    if not validate(PREPARED, REPORTS, report_only=arguments.report_only, min_decodable=min_decodable):
+    config = load_config()
+    if not validate(PREPARED, REPORTS, report_only=arguments.report_only, min_decodable=config.data.min_decodable):
         raise ValueError(
             "the data failed critical expectations, listed above. Fix the data at its source as the table says, then "
             "run `dvc repro` again; `python -m pipelines.validate --report-only` repeats the report without stopping"
         )
+    if not arguments.report_only:
+        check_neighbors(PREPARED, config.evaluate.knn_k)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """All metrics of one model, and the scores of each test image that a paired comparison needs."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,11 +46,14 @@ def measure(
     """
     temperature = fit_temperature(val.logits, val.labels)
     calibrated = test.logits / np.float32(temperature)
-    scores = _head_scores(test, calibrated) | _embedding_scores(train, val, test, ks, knn_temperature)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # few images per class are no fault
+        classification = classification_metrics(test.logits, test.labels)
+        scores = _head_scores(test, calibrated) | _embedding_scores(train, val, test, ks, knn_temperature)
     embeddings, labels = torch.from_numpy(test.embeddings), torch.from_numpy(test.labels)
     metrics = {
         **{name: float(values.mean()) for name, values in scores.items()},
-        **classification_metrics(test.logits, test.labels),
+        **classification,
         **calibration_metrics(test.logits, test.labels),
         "temperature": temperature,
         **{f"{name}_calibrated": value for name, value in calibration_metrics(calibrated, test.labels).items()},

@@ -1,6 +1,7 @@
 """Versions of the registered model, and the aliases `challenger` and `champion`."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -29,46 +30,37 @@ def find_version(name: str, onnx_sha256: str) -> str | None:
     return max((str(version.version) for version in versions), key=int, default=None)
 
 
-def create_version(name: str, onnx_path: Path, *, model_sha256: str, experiment: str) -> str:
+def create_version(name: str, onnx_path: Path, *, tags: Mapping[str, str], model_sha256: str, experiment: str) -> str:
     """Log the ONNX model to the run that trained it, register it, and return its version.
 
     Args:
         name: Of the registered model.
         onnx_path: The file.
+        tags: Of the version; with `ONNX_TAG` among them, it is found again even if what follows is interrupted.
         model_sha256: Of the weights, which finds the training run. Without one, a run named `register` is opened.
         experiment: Where to look, and where to open a run.
     """
     import mlflow
-    import onnx
 
-    client = use_tracking_store()
-    model = onnx.load(onnx_path)
+    use_tracking_store()
     training_run = find_run("model.sha256", model_sha256, experiment)
-    ended = client.get_run(training_run).info.end_time if training_run else None
-    with mlflow.start_run(
-        run_id=training_run,
-        experiment_id=None if training_run else open_experiment(experiment),
-        run_name=None if training_run else "register",
-        log_system_metrics=False,
-    ) as run:
-        info = mlflow.onnx.log_model(
-            model,
-            name="encoder",
-            signature=_signature(model),
-            registered_model_name=name,
-            save_as_external_data=False,
-            pip_requirements=[f"{package}=={installed_version(package)}" for package in ("onnxruntime", "numpy")],
-        )
-    if training_run:  # the training did not take until now
-        client.set_terminated(run.info.run_id, end_time=ended)
-    return str(info.registered_model_version)
+    if training_run:
+        with _reopened(training_run):
+            uri = _log_model(onnx_path)
+    else:
+        with mlflow.start_run(experiment_id=open_experiment(experiment), run_name="register", log_system_metrics=False):
+            uri = _log_model(onnx_path)
+    return str(mlflow.register_model(uri, name, tags=dict(tags)).version)
 
 
-def describe_version(name: str, version: str, *, description: str, tags: Mapping[str, str]) -> None:
-    """Write description and tags of a version."""
+def describe_version(name: str, version: str, *, description: str, gate_tags: Mapping[str, str]) -> None:
+    """Write the gate's verdict: the description, and the tags that begin with `gate`, in the place of older ones."""
     client = use_tracking_store()
     client.update_model_version(name, version, description)
-    for key, value in tags.items():
+    for key in client.get_model_version(name, version).tags:
+        if key.partition(".")[0] == "gate" and key not in gate_tags:
+            client.delete_model_version_tag(name, version, key)
+    for key, value in gate_tags.items():
         client.set_model_version_tag(name, version, key, value)
 
 
@@ -95,6 +87,38 @@ def find_champion(name: str) -> Champion | None:
         return None
     directory = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
     return Champion(str(version), directory / "model.onnx")
+
+
+@contextlib.contextmanager
+def _reopened(run_id: str) -> Iterator[None]:
+    """Log to a run that has ended, and leave its status and its end as they were."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    info = client.get_run(run_id).info
+    try:
+        with mlflow.start_run(run_id, log_system_metrics=False):
+            yield
+    finally:
+        client.set_terminated(run_id, status=info.status, end_time=info.end_time)
+
+
+def _log_model(path: Path) -> str:
+    """Log an ONNX file to the active run, and return the model's URI."""
+    import mlflow
+    import onnx
+
+    model = onnx.load(path)
+    requirements = [f"{package}=={installed_version(package)}" for package in ("onnxruntime", "numpy")]
+    return str(
+        mlflow.onnx.log_model(
+            model,
+            name="encoder",
+            signature=_signature(model),
+            save_as_external_data=False,
+            pip_requirements=requirements,
+        ).model_uri
+    )
 
 
 def _signature(model: "object") -> "ModelSignature":

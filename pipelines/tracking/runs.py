@@ -5,10 +5,12 @@ the stage ends, keeps its result, and says what was not recorded.
 """
 
 import contextlib
+import http.client
 import os
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,18 +24,33 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_RUN_VARIABLE = "GRPO_RM_PARENT_RUN_ID"
+LOCAL_STORE = "mlruns/mlflow.db"  # in the repository
 CONTACT_SECONDS = 5
 FLUSH_SECONDS, FLUSH_METRICS = 5.0, 1000
 
 # A lost server must not hold up a training step for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # what fails is said by us, in one line
 
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, else the SQLite store under mlruns/ of the repository."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_store() / 'mlflow.db'}"
+
+
+def store_name() -> str:
+    """Return the tracking URI without user and password, and an SQLite store of this repository as a relative path."""
+    uri = tracking_uri()
+    if uri == f"sqlite:///{_store() / 'mlflow.db'}":
+        return LOCAL_STORE
+    return _without_password(uri)
+
+
+def has_store() -> bool:
+    """Whether there is a store to ask; an SQLite store is made with the first run."""
+    path = tracking_uri().removeprefix("sqlite:///")
+    return path == tracking_uri() or Path(path).is_file()
 
 
 def check_tracking() -> None:
@@ -42,17 +59,30 @@ def check_tracking() -> None:
     Raises:
         ConnectionError: It does not answer within 5 seconds, or not as an MLflow server does.
     """
-    uri = tracking_uri()
-    if not uri.startswith(("http://", "https://")):
+    address = _without_password(tracking_uri()).rstrip("/")
+    if not address.startswith(("http://", "https://")):
         return
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONTACT_SECONDS) as response:
+        with urllib.request.urlopen(f"{address}/health", timeout=CONTACT_SECONDS) as response:
             response.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise ConnectionError(
-            f"the tracking server {uri} does not answer: {getattr(error, 'reason', error)}. Start it, or unset "
-            "MLFLOW_TRACKING_URI to record under mlruns/. Earlier results are safe: `dvc checkout` brings them back"
-        ) from error
+    except urllib.error.HTTPError as error:
+        if error.code not in (401, 403):  # it answers; whether it lets us in shows with the first request
+            raise _no_answer(address, error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _no_answer(address, error) from error
+
+
+def _without_password(uri: str) -> str:
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def _no_answer(address: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"the tracking server {address} does not answer: {getattr(error, 'reason', error) or type(error).__name__}. "
+        "Start it, or unset MLFLOW_TRACKING_URI to record under mlruns/. Earlier results are safe: `dvc checkout` "
+        "brings them back"
+    )
 
 
 class Run:
@@ -62,6 +92,7 @@ class Run:
         self.client, self.run_id = client, run_id
         self._waiting: list[tuple[str, float, int, int]] = []
         self._artifacts: list[tuple[Path, str | None]] = []
+        self._tags: dict[str, str] = {}
         self._flushed = time.monotonic()
         self._is_lost = False
 
@@ -77,9 +108,8 @@ class Run:
         self._artifacts += [(path, folder) for path in paths]
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Tag the run."""
-        for name, value in tags.items():
-            self._attempt(self.client.set_tag, self.run_id, name, value)
+        """Tag the run when it ends."""
+        self._tags |= tags
 
     def flush(self, *, is_last: bool = False) -> None:
         """Send what waits."""
@@ -99,12 +129,14 @@ class Run:
         import mlflow
 
         self.flush(is_last=True)
+        for name, value in self._tags.items():
+            self._attempt(self.client.set_tag, self.run_id, name, value)
         for path, folder in self._artifacts:
             log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
             self._attempt(log, self.run_id, str(path), folder)
         self._attempt(mlflow.end_run, status)
         if self._is_lost:
-            print(f"warning: run {self.run_id} is incomplete in {tracking_uri()}; results are kept", file=sys.stderr)
+            print(f"warning: run {self.run_id} is incomplete in MLflow; results are kept", file=sys.stderr)
 
     def _attempt(self, action: Callable[..., Any], *arguments: Any) -> None:
         if self._is_lost:
@@ -113,17 +145,18 @@ class Run:
             action(*arguments)
         except Exception as error:  # whatever the store raises, the stage's own result matters more
             self._is_lost = True
-            print(f"warning: tracking failed, the stage goes on: {_first_line(error)}", file=sys.stderr, flush=True)
+            print(f"warning: tracking failed, the stage goes on: {_reason(error)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any]) -> Iterator[Run]:
+def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, context: str) -> Iterator[Run]:
     """Open an MLflow run for a stage, with its parameters, the prepared data and its DVC hash, and system metrics.
 
     Args:
         stage: The DVC stage, which is also the name of the run.
         tracking: Experiment and interval of the system metrics.
         parameters: Nested mapping; logged flat, with dots.
+        context: What the data are used for: "training" or "evaluation".
 
     Raises:
         ConnectionError: The tracking store cannot be used.
@@ -141,15 +174,16 @@ def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any]) -> 
             log_system_metrics=True,
         )
         mlflow.log_params(flatten(parameters))
-        _log_dataset()
+        _log_dataset(context)
     except Exception as error:
-        mlflow.end_run("FAILED")
-        raise ConnectionError(f"the tracking store {tracking_uri()} refuses a run: {_first_line(error)}") from error
+        with contextlib.suppress(Exception):  # the store may be gone by now
+            mlflow.end_run("FAILED")
+        raise ConnectionError(f"the tracking store {store_name()} refuses a run: {_reason(error)}") from error
     run = Run(client, active.info.run_id)
     try:
         yield run
-    except BaseException:
-        run.close("FAILED")
+    except BaseException as error:
+        run.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     run.close("FINISHED")
 
@@ -196,7 +230,7 @@ def _store() -> Path:
     return store
 
 
-def _log_dataset() -> None:
+def _log_dataset(context: str) -> None:
     import json
 
     import mlflow
@@ -214,8 +248,11 @@ def _log_dataset() -> None:
             targets="label",
             digest=data_hash(),
         )
-        mlflow.log_input(dataset, context="training")
+        mlflow.log_input(dataset, context=context)
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error that was the cause of all others."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     return (str(error) or type(error).__name__).strip().splitlines()[0]

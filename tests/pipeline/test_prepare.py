@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from grpo_rm.datasets import read_split
-from pipelines.prepare import difference_hash, prepare
+from grpo_rm.datasets import read_ids, read_split
+from pipelines.prepare import difference_hash, prepare, write_shards
 from pipelines.sources import Item, Source, open_source
 from pipelines.splits import assign_splits
 
@@ -77,6 +77,10 @@ def test_npz_file_and_folder(tmp_path):
     [
         ({"images": np.zeros((2, 4, 4), np.uint8)}, "has no array labels"),
         ({"images": np.zeros((2, 4, 4)), "labels": [0, 1]}, r"images float64 \(2, 4, 4\)"),
+        ({"images": np.zeros((2, 4, 4, 5), np.uint8), "labels": [0, 1]}, r"uint8 \(2, 4, 4, 5\)"),
+        ({"images": np.zeros((0, 4, 4), np.uint8), "labels": []}, r"uint8 \(0, 4, 4\)"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [[0], [1]]}, r"labels int64 \(2, 1\)"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0.5, 1]}, "labels float64"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0, 2], "classes": ["a", "b"]}, "labels 0 to 2, but 2 cl"),
     ],
 )
@@ -86,10 +90,74 @@ def test_bad_npz(tmp_path, arrays, message):
         open_source(f"npz:{tmp_path / 'bad.npz'}")
 
 
+def test_npz_that_is_none(tmp_path):
+    (tmp_path / "text.npz").write_text("images")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04broken")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("text.npz", "broken.npz", "array.npy"):
+        with pytest.raises(ValueError, match=r"cannot be read: .*numpy\.savez"):
+            open_source(f"npz:{tmp_path / name}")
+
+
 def test_npz_never_loads_pickles(tmp_path):
     np.savez(tmp_path / "evil.npz", images=np.array([{}], dtype=object), labels=[0])
     with pytest.raises(ValueError, match="allow_pickle"):
         open_source(f"npz:{tmp_path / 'evil.npz'}")
+
+
+def test_split_directories_beside_others_are_refused(tmp_path, folder):
+    (tmp_path / "kaggle").mkdir()
+    folder.rename(tmp_path / "kaggle/train")
+    (tmp_path / "kaggle/valid/cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds train beside valid; expected .* Rename a split"):
+        open_source(f"folder:{tmp_path / 'kaggle'}")
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        open_source(f"folder:{tmp_path / 'images.zip'}")
+
+
+def test_one_class_is_refused(tmp_path):
+    source, _ = made([0] * 9)
+    with pytest.raises(ValueError, match="has one class, '0'; expected at least 2"):
+        prepare(source, tmp_path / "prepared", **FRACTIONS, seed=0, origin="here")
+
+
+def test_statistics_are_those_of_what_training_sees(tmp_path):
+    """16 bits are scaled, EXIF turns the image, a channel without any contrast is not divided by 0."""
+    rng = np.random.default_rng(0)
+    for name in ("deep", "turned"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for index in range(6):
+        deep = Image.fromarray(rng.integers(30_000, 36_000, (4, 4)).astype(np.uint16))
+        deep.save(tmp_path / f"set/deep/{index}.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        red = np.zeros((4, 8, 3), np.uint8)
+        red[..., 0] = rng.integers(0, 256, (4, 8))
+        Image.fromarray(red).save(tmp_path / f"set/turned/{index}.png", exif=exif)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "set/deep/float.tiff")
+    prepare(open_source(f"folder:{tmp_path / 'set'}"), tmp_path / "out", **FRACTIONS, seed=0, origin="here")
+    manifest = pq.read_table(tmp_path / "out/manifest.parquet").to_pandas().set_index("id")
+    assert manifest.loc["deep/0.png", "mean_r"] == pytest.approx(33_000 / 65_536, abs=0.03)
+    assert (manifest.loc["turned/0.png", "width"], manifest.loc["turned/0.png", "height"]) == (4, 8)
+    assert "32-bit image" in manifest.loc["deep/float.tiff", "decode_error"]
+    only_red = open_source(f"folder:{tmp_path / 'set'}")
+    items = [item for item in only_red.items if item.label == 1]
+    halves = [Item(item.id, index % 2, None, item.read) for index, item in enumerate(items)]
+    prepare(Source("red", ["a", "b"], halves), tmp_path / "red", **FRACTIONS, seed=0, origin="here")
+    assert json.loads((tmp_path / "red/dataset.json").read_text())["std"][1:] == [1.0, 1.0]
+
+
+def test_large_files_make_more_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.prepare.MAX_SHARD_BYTES", 100)
+    items = [Item(f"i{index}", 0, None, lambda index=index: bytes([index]) * 40) for index in range(7)]
+    write_shards(items, tmp_path / "train")
+    assert len(list((tmp_path / "train").iterdir())) == 4
+    assert read_split(tmp_path, "train").files == [item.read() for item in items]
+    assert read_ids(tmp_path, "train") == [item.id for item in items]
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -150,7 +218,7 @@ def test_given_splits_are_kept_and_the_missing_one_comes_from_training():
 
 def test_a_class_too_small_is_named():
     source, digests = made([0] * 5 + [1])
-    with pytest.raises(ValueError, match=r"'1' has 1; expected at least 3"):
+    with pytest.raises(ValueError, match=r"'1' has 1; expected at least 3, one for each of train, test, val"):
         assign_splits(source, digests, **FRACTIONS, seed=0)
 
 

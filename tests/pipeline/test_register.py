@@ -1,10 +1,13 @@
 """Gate, versions and aliases in a real registry."""
 
 import json
+import math
+from collections.abc import Callable
 
 import pytest
 
 from pipelines.register import decide_promotion
+from pipelines.tracking.runs import Run
 
 ALIASES = """
 import json, sys, mlflow
@@ -68,6 +71,8 @@ def test_a_candidate_against_a_champion(workspace):
 
     moved = registry(workspace, f"champion={second}")  # what a person does in the UI
     assert moved["aliases"]["champion"] == second
+    summary = workspace.succeed("python", "-m", "pipelines.summary")
+    assert f"registered: grpo-rm-digits version {second} (challenger, champion)\n" in summary
     assert register(workspace)["promotion"] == "it already is the champion"
     registry(workspace, f"champion={first}")  # and takes back
     assert register(workspace)["aliases"] == ["challenger"]
@@ -75,25 +80,74 @@ def test_a_candidate_against_a_champion(workspace):
     workspace.set(register__promote="auto")
     assert "does not beat" in register(workspace)["promotion"]
 
-    dataset = workspace.root / "data/prepared/dataset.json"
-    described = json.loads(dataset.read_text())
-    dataset.unlink()
-    dataset.write_text(json.dumps(described | {"classes": described["classes"][::-1]}))
-    clause = register(workspace)["gate"]["clauses"][-1]
-    assert not clause["has_passed"]
-    assert "cannot be compared with the champion" in clause["reason"]
+    change(workspace, "reports/evaluation.json", lambda value: value["models"]["grpo_rm"].update(accuracy=math.nan))
+    result = register(workspace)
+    assert not result["gate"]["has_passed"]
+    assert "accuracy nan, expected at least 0.9" in result["gate"]["clauses"][0]["reason"]
+    assert "because the gate failed" in result["promotion"]
+    assert registry(workspace)["aliases"]["champion"] == first
+    workspace.succeed("dvc", "checkout", "--quiet", "--force", "reports/evaluation.json")
+
+    for key, value in (("classes", list("9876543210")), ("split", {"seed": 1})):
+        change(workspace, "data/prepared/dataset.json", lambda described, new={key: value}: described.update(new))
+        clause = register(workspace)["gate"]["clauses"][-1]
+        assert not clause["has_passed"]
+        assert "cannot be compared with the champion" in clause["reason"]
+        workspace.succeed("dvc", "checkout", "--quiet", "--force", "data/prepared")
+
+    workspace.succeed("git", "checkout", "--quiet", ".")  # back to the first model: restored, but registered anew
+    assert "Running stage 'register'" in workspace.succeed("dvc", "repro")
+    assert registry(workspace)["aliases"]["challenger"] == first
+
+
+def change(workspace, name: str, edit: Callable[[dict], None]) -> None:
+    content = json.loads((workspace.root / name).read_text())
+    edit(content)
+    (workspace.root / name).unlink()
+    (workspace.root / name).write_text(json.dumps(content))
 
 
 @pytest.mark.pipeline
-def test_a_failed_gate_registers_and_says_why_and_never_promotes(workspace):
-    text = (workspace.root / "params.yaml").read_text()
-    (workspace.root / "params.yaml").write_text(text.replace("min_accuracy: 0.9", "min_accuracy: 1.0"))
-    evaluation = json.loads((workspace.root / "reports/evaluation.json").read_text())
-    evaluation["models"]["grpo_rm"]["accuracy"] = float("nan")
-    (workspace.root / "reports/evaluation.json").unlink()
-    (workspace.root / "reports/evaluation.json").write_text(json.dumps(evaluation))
-    champion = registry(workspace)["aliases"]["champion"]
-    result = register(workspace)
-    assert not result["gate"]["has_passed"]
-    assert "accuracy nan, expected at least 1" in result["gate"]["clauses"][0]["reason"]
-    assert registry(workspace)["aliases"]["champion"] == champion
+def test_another_store_is_noticed(workspace, tmp_path):
+    elsewhere = workspace.succeed("python", "-m", "pipelines.summary", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/x.db")
+    assert "grpo-rm-digits is not in sqlite" in elsewhere
+    assert "dvc repro --force --single-item register" in elsewhere
+
+
+class Client:
+    """A tracking store whose network can be cut."""
+
+    def __init__(self) -> None:
+        self.is_reachable = True
+        self.metrics: list = []
+        self.tags: dict[str, str] = {}
+
+    def _answer(self) -> None:
+        if not self.is_reachable:
+            raise ConnectionError("unreachable")
+
+    def log_batch(self, _: str, metrics: list) -> None:
+        self._answer()
+        self.metrics += metrics
+
+    def set_tag(self, _: str, name: str, value: str) -> None:
+        self._answer()
+        self.tags[name] = value
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_outage_that_ends_loses_nothing(capsys):
+    client = Client()
+    run = Run(client, "0" * 32)
+    run.log_metrics(1, {"loss": 1.0})
+    client.is_reachable = False
+    run.set_tags({"model.sha256": "abc"})
+    run.log_metrics(2, {"loss": 0.5})
+    run.flush()
+    client.is_reachable = True
+    run.close("FINISHED")
+    assert [metric.step for metric in client.metrics] == [1, 2]
+    assert client.tags == {"model.sha256": "abc"}
+    errors = capsys.readouterr().err
+    assert errors.count("warning: tracking failed") == 1
+    assert "incomplete" not in errors

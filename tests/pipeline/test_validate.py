@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from pipelines.manifest import COLUMNS, add_twins, count_classes
-from pipelines.validate import build_report, format_table, main, validate
+from pipelines.validate import build_report, check_neighbors, format_table, main, validate
 
 if TYPE_CHECKING:
     from pipelines.expectations import ExpectationResult
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # should not take seconds.
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["cat", "dog"]
 COPIES = 2  # images of each class in each split
 
@@ -366,6 +366,14 @@ def test_report_only_tells_and_goes_on(
     output = capsys.readouterr()
     assert "t0: same_image_in_other_split = e2" in output.out
     assert output.err == ""
+
+
+def test_more_neighbors_than_training_images_are_refused_before_training(tmp_path: Path) -> None:
+    counts = {"train": {"a": 4, "b": 3}, "val": {"a": 9}, "test": {"a": 9}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"counts": counts}), encoding="utf-8")
+    check_neighbors(tmp_path, [1, 7])
+    with pytest.raises(ValueError, match=r"evaluate.knn_k is \[10, 20\], expected at most 7"):
+        check_neighbors(tmp_path, [10, 20])
 
 
 def test_importing_the_stage_does_not_load_great_expectations(tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def test_an_element_of_a_list_is_named_by_its_place(load):
 def test_blocks_are_checked_as_a_whole(load):
     (line,) = message_of(load, data__val_fraction=0.5, data__test_fraction=0.5)
     assert line == "data: val_fraction and test_fraction add up to 1 or more: nothing is left to train on"
-    (line,) = message_of(load, finetune__warmup_epochs=10)
-    assert line == "finetune: warmup_epochs is 10.0, expected less than epochs (10)"
+    (line,) = message_of(load, finetune__warmup_epochs=11)
+    assert line == "finetune: warmup_epochs is 11, expected at most epochs (10)"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_numbers_that_yaml_1_1_reads_as_text(load):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds NoneType, expected blocks: seed, task, data, .*register, tracking"),
+        ("", "is empty, expected blocks: seed, task, data, .*register, tracking; `git checkout"),
         ("- 1", "holds list, expected blocks: seed"),
         ("just text", "holds str, expected blocks"),
         ("a: [1", "is not valid YAML"),

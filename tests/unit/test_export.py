@@ -149,3 +149,14 @@ def test_parity_measures_the_largest_error_and_the_smallest_cosine(exported):
     assert min(cosines) < 0.9999
     assert parity.max_abs_error == pytest.approx(error, rel=1e-3)
     assert parity.min_cosine == pytest.approx(min(cosines), abs=1e-6)
+
+
+def test_attention_with_relative_positions(tmp_path):
+    """BEiT's attention is exported only where no gradient is recorded."""
+    torch.manual_seed(0)
+    small = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    config = ModelConfig("beit_base_patch16_224", 3, 32, 1.0, "bicubic", [0.5] * 3, [0.5] * 3, ["a", "b"], small)
+    model = Model(config).eval()
+    export_onnx(model, tmp_path / "beit.onnx", opset=20, metadata={})
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
+    assert all(parity.max_abs_error < 1e-4 for parity in measure_parity(model, tmp_path / "beit.onnx", images))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from grpo_rm.transforms import decode, evaluation_view, training_view
 
@@ -163,7 +163,7 @@ def test_training_view_depends_on_the_generator_alone():
 
 
 def test_training_view_crops_as_described():
-    """Inside the image, area uniform in [min_crop, 1], aspect ratio log-uniform in [3/4, 4/3] of the image's own."""
+    """Inside the image, area uniform in [min_crop, 1], width over height in pixels log-uniform in [3/4, 4/3]."""
     crops = np.array([find_crop(train(seed)) for seed in range(400)])
     left, top, width, height = crops.T
     error = 0.02  # the coordinates are rounded to whole pixels
@@ -172,24 +172,44 @@ def test_training_view_crops_as_described():
     areas = width * height
     assert areas.min() > 0.3 - error
     assert areas.max() < 1 + error
-    small = areas < 0.7  # where every aspect ratio fits
-    ratios = np.log(width / height)[small] / np.log(4 / 3)
+    ratios = np.log(width * 200 / (height * 240)) / np.log(4 / 3)
     assert abs(ratios).max() < 1 + 0.15
+    small = areas < 0.6  # where every aspect ratio fits
+    ratios = ratios[small]
     assert ratios.mean() == pytest.approx(0, abs=0.12)
     assert np.quantile(ratios, [0.25, 0.75]) == pytest.approx([-0.5, 0.5], abs=0.15)
-    assert np.quantile(areas[small], [0.25, 0.5, 0.75]) == pytest.approx([0.4, 0.5, 0.6], abs=0.04)
+    assert np.quantile(areas[small], [0.25, 0.5, 0.75]) == pytest.approx([0.375, 0.45, 0.525], abs=0.04)
     left, top, width, height = crops[(width < 0.8) & (height < 0.8)].T
     places = left / (1 - width), top / (1 - height)  # of the crop in the room it has
     assert [place.mean() for place in places] == pytest.approx([0.5, 0.5], abs=0.08)
     assert np.corrcoef(*places)[0, 1] == pytest.approx(0, abs=0.2)
 
 
-def test_training_view_without_cropping_is_nearly_the_whole_image():
+def test_training_view_without_cropping_is_the_largest_square():
+    tops = set()
     for seed in range(50):
         left, top, width, height = find_crop(train(seed, min_crop=1.0))
-        assert min(width, height) > 0.75**0.5 - 0.02
-        assert max(width, height) == pytest.approx(1, abs=0.02)
-        assert min(left, top) > -0.02
+        assert (left, width) == pytest.approx((0, 1), abs=0.02)
+        assert height == pytest.approx(200 / 240, abs=0.02)
+        tops.add(round(top, 2))
+    assert len(tops) > 5
+
+
+def test_elongated_images_are_squeezed_as_little_as_square_ones():
+    """A disk in a 3:1 image: width over height in training as in evaluation, up to the 4/3 of the augmentation."""
+    wide = Image.new("L", (300, 100))
+    ImageDraw.Draw(wide).ellipse((130, 30, 169, 69), fill=255)
+
+    def aspect(view):
+        rows, columns = np.nonzero(view[:, :, 0] > 127)
+        return np.ptp(columns) / np.ptp(rows)
+
+    plain = evaluation_view(wide, size=64, crop_pct=1.0, interpolation="bilinear")
+    assert aspect(plain) == pytest.approx(1, abs=0.05)
+    views = [train(seed, image=wide, size=64, min_crop=1.0) for seed in range(60)]
+    whole = [aspect(view) for view in views if view[:, [0, -1]].max() == 0 and view.max() == 255]
+    assert len(whole) >= 10
+    assert all(0.7 < value < 1.4 for value in whole)
 
 
 def test_training_view_mirrors_left_and_right_half_of_the_time():
