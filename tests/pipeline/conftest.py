@@ -58,6 +58,7 @@ class Workspace:
         """Go back to the state of the last commit, results included."""
         self.succeed("git", "checkout", "--quiet", ".")
         self.succeed("git", "clean", "-fdq")
+        self.succeed("git", "clean", "-fdxq", "data/raw")  # ignored by git, watched by DVC
         self.succeed("dvc", "checkout", "--quiet", "--force")
 
 
