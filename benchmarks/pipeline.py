@@ -65,7 +65,8 @@ def run(*command: str, cwd: Path) -> str:
     """Return what the command printed; it has to succeed."""
     hidden = {"PYTHONDONTWRITEBYTECODE", "MLFLOW_TRACKING_URI", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment["PATH"] = f"{cwd / '.venv/bin'}:{environment['PATH']}"
+    paths = [path for path in environment["PATH"].split(":") if path != str(ROOT / ".venv/bin")]
+    environment["PATH"] = ":".join([str(cwd / ".venv/bin"), *paths])
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
