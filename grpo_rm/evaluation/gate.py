@@ -60,7 +60,8 @@ def is_better(interval: Interval | None) -> bool:
 
 def _not_worse(name: str, interval: Interval | None, margin: float) -> Clause:
     if interval is None:
-        return Clause(name, False, f"cannot be compared with the {name} on the same images and classes")
+        why = f"its predictions are missing, or the {name} knows other classes, or had another split of the data"
+        return Clause(name, False, f"cannot be compared with the {name} on these test images: {why}")
     reason = (
         f"accuracy minus the {name}'s is {interval.difference:+.4f} ({interval.low:+.4f} to {interval.high:+.4f}), "
         f"expected no lower than {-margin:g}"
