@@ -93,7 +93,8 @@ def test_reasons_say_what_was_observed_and_what_was_expected():
     assert [clause.reason for clause in clauses] == [
         "accuracy 0.8500, expected at least 0.9",
         "accuracy minus the control's is -0.0500 (-0.0800 to -0.0210), expected no lower than -0.02",
-        "cannot be compared with the champion on the same images and classes",
+        "cannot be compared with the champion on these test images: its predictions are missing, or the champion knows "
+        "other classes, or had another split of the data",
     ]
     assert "nan" in decide({}, None, None, has_champion=False, min_accuracy=0.9, margin=0.02)[0].reason
 
