@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from grpo_rm.model import Model
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 INPUT, OUTPUTS = "images", ("embedding", "logits")
 PARITY_BATCHES = (1, 3, 32)
@@ -87,7 +91,7 @@ def measure_parity(model: Model, path: Path, images: NDArray[np.uint8]) -> list[
 
 
 @torch.inference_mode()
-def _compare(model: Model, session: "onnxruntime.InferenceSession", images: NDArray[np.uint8]) -> Parity:  # type: ignore[name-defined]  # noqa: F821
+def _compare(model: Model, session: "onnxruntime.InferenceSession", images: NDArray[np.uint8]) -> Parity:
     expected = [output.numpy() for output in model.eval()(torch.from_numpy(images))]
     actual = session.run(list(OUTPUTS), {INPUT: images})
     error = max(float(np.abs(a - e).max()) for a, e in zip(actual, expected, strict=True))
