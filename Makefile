@@ -4,8 +4,9 @@
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
-HOST := 127.0.0.1
 MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+PORTS = --mlflow-port $(MLFLOW_PORT) --prefect-port $(PREFECT_PORT)
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -28,13 +29,11 @@ test: $(READY)  ## run all tests
 check: $(READY)  ## lint, format check, types
 	@ruff check . && ruff format --check . && mypy
 
-ui: $(READY)  ## open the MLflow UI on the local store (MLFLOW_PORT=5000)
-	@echo "MLflow: http://$(HOST):$(MLFLOW_PORT)  (Ctrl-C ends it)"
-	@mkdir -p mlruns
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true exec mlflow server \
-		--host $(HOST) --port $(MLFLOW_PORT) --workers 1 \
-		--backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" \
-		--default-artifact-root "file://$(CURDIR)/mlruns/artifacts"
+ui: $(READY)  ## open MLflow and Prefect (MLFLOW_PORT=5000 PREFECT_PORT=4200)
+	@exec python -m pipelines.services ui $(PORTS)
+
+schedule: $(READY)  ## start a Prefect server and a worker, and schedule the deployments of prefect.yaml
+	@exec python -m pipelines.services schedule $(PORTS)
 
 bench: $(READY)  ## measure what docs/benchmarks.md reports (a copy of the repository, some minutes)
 	@python -m benchmarks.pipeline
@@ -57,4 +56,4 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-.PHONY: help pipeline test check ui bench lock setup
+.PHONY: help pipeline test check ui schedule bench lock setup

@@ -1,5 +1,6 @@
 """Progress of a long run: a bar on a terminal, one line per epoch everywhere."""
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -50,3 +51,9 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def epoch_of(line: str) -> tuple[int, int] | None:
+    """Return (epoch, epochs) of a line that `end_epoch` printed, or None for any other line."""
+    found = re.search(r"  epoch (\d+)/(\d+)  ", line)
+    return (int(found[1]), int(found[2])) if found else None

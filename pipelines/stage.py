@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
 OURS = ("grpo_rm", "pipelines", "__main__")
 
 

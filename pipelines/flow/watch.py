@@ -1,0 +1,59 @@
+"""The flow `watch`: emits an event where the data or an alias differ from what it saw the last time."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, cast
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.states import Completed, Failed
+from prefect.variables import Variable
+
+from pipelines import changes
+from pipelines.lineage import ROOT
+from pipelines.tracking.registry import all_aliases
+
+SEEN = "grpo_rm_watch"  # the Prefect variable that holds what was seen
+Event = tuple[str, str, dict[str, str]]  # event, resource, payload
+
+
+@flow(name="watch", persist_result=False)
+def watch() -> State[Any]:
+    """Look at the data (folder, DVC remote) and at the aliases in the registry, and emit what is new.
+
+    Events: `grpo-rm.data.changed` of `grpo-rm.data.<source>`, and `grpo-rm.alias.changed` of `grpo-rm.model.<name>`.
+    What is seen for the first time is remembered without an event.
+    """
+    try:
+        source, version = changes.data_version(ROOT)
+        aliases = all_aliases()
+    except (ValueError, OSError) as error:
+        return Failed(message=str(error))
+    seen = cast(dict[str, Any], Variable.get(SEEN, default={}))
+    events = [*_data_events(source, version, seen), *_alias_events(aliases, seen)]
+    for event, resource, payload in events:
+        get_run_logger().info("%s: %s %s", event, resource, payload)
+        emit_event(event=event, resource={"prefect.resource.id": resource}, payload=payload)
+    Variable.set(SEEN, {"data": {source: version}, "aliases": aliases}, overwrite=True)
+    return Completed(message="; ".join(f"{event} {resource}" for event, resource, _ in events) or "nothing changed")
+
+
+def _data_events(source: str, version: str, seen: dict[str, Any]) -> Iterator[Event]:
+    before = seen.get("data", {}).get(source)
+    if before not in (None, version):
+        resource = f"grpo-rm.data.{re.sub(r'[^A-Za-z0-9._-]+', '-', source)}"
+        yield "grpo-rm.data.changed", resource, {"source": source, "version": version}
+
+
+def _alias_events(aliases: dict[str, dict[str, str]], seen: dict[str, Any]) -> Iterator[Event]:
+    for name, now in aliases.items():
+        before = seen.get("aliases", {}).get(name)
+        for alias in sorted({*now, *before} if before is not None else ()):
+            if now.get(alias) != before.get(alias):
+                payload = {"alias": alias, "version": now.get(alias, ""), "before": before.get(alias, "")}
+                yield "grpo-rm.alias.changed", f"grpo-rm.model.{name}", payload
+
+
+if __name__ == "__main__":
+    watch()

@@ -1,0 +1,215 @@
+"""The servers and the worker on one machine: `python -m pipelines.services ui|schedule|deploy|worker`.
+
+A server that MLFLOW_TRACKING_URI or PREFECT_API_URL names is used, and none is started in its place.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from pipelines.lineage import ROOT
+from pipelines.processes import bound_to_us
+from pipelines.stage import run_stage
+
+HOST = "127.0.0.1"
+POOL = "grpo-rm"
+START_SECONDS = 120.0  # a first start creates its database
+STOP_SECONDS = 90.0  # a worker lets a training write its checkpoint
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process to keep running.
+
+    Attributes:
+        name: For a person.
+        command: What to run.
+        url: What to open; None for a process without a page.
+        health: Answers 200 when it is ready; None where nothing says so.
+        environment: Added to ours.
+    """
+
+    name: str
+    command: Sequence[str]
+    url: str | None = None
+    health: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def mlflow_server(port: int) -> Service:
+    """MLflow on the store of this repository."""
+    store = ROOT / "mlruns"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"]
+    command += ["--default-artifact-root", (store / "artifacts").as_uri()]
+    url = f"http://{HOST}:{port}"
+    # without jobs it starts in half the time and needs 2 GB less
+    return Service("MLflow", command, url, f"{url}/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def prefect_server(port: int) -> Service:
+    """Prefect with its database in PREFECT_HOME."""
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    url = f"http://{HOST}:{port}"
+    return Service("Prefect", command, url, f"{url}/api/health")
+
+
+def worker() -> Service:
+    """A worker that runs flows in this clone."""
+    return Service("worker", [sys.executable, "-m", "pipelines.services", "worker"])
+
+
+def set_prefect_defaults(port: int) -> None:
+    """Name the server and the home of Prefect where the environment does not."""
+    os.environ.setdefault("PREFECT_API_URL", f"http://{HOST}:{port}/api")
+    os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
+    os.environ.setdefault("GRPO_RM_CLONE", str(ROOT))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def deploy() -> None:
+    """Create the work pool and the deployments of prefect.yaml, or update them.
+
+    Raises:
+        ConnectionError: Prefect refuses.
+    """
+    try:
+        _prefect("work-pool", "create", POOL, "--type", "process")
+    except ConnectionError as error:
+        if "already exists" not in str(error):
+            raise
+    _prefect("deploy", "--all")
+
+
+def _prefect(*arguments: str) -> str:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConnectionError(f"`prefect {' '.join(arguments)}` failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def running(services: Sequence[Service]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start services one after the other, each ready before the next; end them in the opposite order.
+
+    Raises:
+        OSError: One does not start.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for service in services:
+            if service.health and _answers(service.health):
+                print(f"{service.name}: {service.url} (runs already)", flush=True)
+                continue
+            processes.append(_start(service))
+            print(f"{service.name}: {service.url or 'started'}", flush=True)
+        yield processes
+    finally:
+        for process in reversed(processes):
+            _stop(process)
+
+
+def _start(service: Service) -> subprocess.Popen[bytes]:
+    log = ROOT / ".prefect" / f"{service.name.lower()}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as file:
+        output = None if service.name == "worker" else file  # the worker's log is what a person wants to see
+        process = subprocess.Popen(
+            bound_to_us(service.command),
+            cwd=ROOT,
+            env=os.environ | service.environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C reaches us alone: we end them in order
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while service.health and not _answers(service.health):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+            raise OSError(f"{service.name} does not start at {service.url}: {' / '.join(last)}. The whole log: {log}")
+        time.sleep(0.2)
+    return process
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def until_stopped(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for Ctrl-C, SIGTERM, or the end of a process.
+
+    Raises:
+        OSError: One has ended by itself.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it otherwise
+    with contextlib.suppress(KeyboardInterrupt):
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.5)
+        ended = next(process for process in processes if process.poll() is not None)
+        raise OSError(
+            f"`{subprocess.list2cmdline(cast(list[str], ended.args))}` ended with exit code {ended.returncode}"
+        )
+
+
+def main() -> None:
+    """Start what the command line names, until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.services", description=__doc__)
+    parser.add_argument("what", choices=["ui", "schedule", "deploy", "worker"])
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--prefect-port", type=int, default=4200)
+    arguments = parser.parse_args()
+    has_prefect = "PREFECT_API_URL" in os.environ
+    set_prefect_defaults(arguments.prefect_port)
+    prefect = [] if has_prefect else [prefect_server(arguments.prefect_port)]
+    if arguments.what == "worker":
+        start_worker()
+    elif arguments.what == "deploy":
+        deploy()
+    elif arguments.what == "ui":
+        mlflow = [] if "MLFLOW_TRACKING_URI" in os.environ else [mlflow_server(arguments.mlflow_port)]
+        with running([*mlflow, *prefect]) as processes:
+            until_stopped(processes)
+    else:
+        with running(prefect) as servers:
+            deploy()
+            with running([worker()]) as workers:
+                until_stopped([*servers, *workers])
+
+
+def start_worker() -> None:
+    """Start a dead run of this clone again, and become the worker."""
+    from pipelines.flow.recovery import restart_dead_run
+
+    restart_dead_run()
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    os.execv(sys.executable, command)
+
+
+if __name__ == "__main__":
+    run_stage(main)

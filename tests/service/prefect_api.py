@@ -1,0 +1,67 @@
+"""Prefect's REST API, as a browser uses it."""
+
+import time
+from typing import Any
+
+import httpx
+
+
+class PrefectApi:
+    """A running server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = httpx.Client(base_url=url, timeout=30)
+
+    def get(self, path: str) -> Any:
+        return self._client.get(path).raise_for_status().json()
+
+    def post(self, path: str, content: Any) -> Any:
+        answer = self._client.post(path, json=content).raise_for_status()
+        return answer.json() if answer.content else None
+
+    def delete(self, path: str) -> None:
+        self._client.delete(path).raise_for_status()
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return self.get(f"/deployments/name/{name}")
+
+    def start(self, name: str, **parameters: Any) -> str:
+        """Start a run of a deployment, and return its id."""
+        deployment = self.deployment(name)["id"]
+        return self.post(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+
+    def state(self, run: str) -> dict[str, Any]:
+        return self.get(f"/flow_runs/{run}")["state"]
+
+    def wait(self, run: str, *, seconds: float = 120) -> dict[str, Any]:
+        """Wait until a run has ended, and return its state."""
+        deadline = time.monotonic() + seconds
+        while (state := self.state(run))["type"] not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
+            assert time.monotonic() < deadline, (state, self.log(run))
+            time.sleep(0.3)
+        return state
+
+    def wait_for_log(self, run: str, text: str, *, seconds: float = 90) -> None:
+        """Wait until a line of the run's log, or of its tasks', has a text."""
+        deadline = time.monotonic() + seconds
+        while not any(text in line for line in self.log(run)):
+            assert time.monotonic() < deadline, (self.state(run), self.log(run))
+            time.sleep(0.3)
+
+    def cancel(self, run: str) -> None:
+        self.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+
+    def log(self, run: str) -> list[str]:
+        content = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.post("/logs/filter", content)]
+
+    def task_states(self, run: str) -> dict[str, str]:
+        """Return the names of the states of a run's tasks."""
+        tasks = self.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return {task["name"]: task["state"]["name"] for task in tasks}
+
+    def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
+        """Return the artifacts of a run by key."""
+        found = self.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return {artifact["key"]: artifact for artifact in found}

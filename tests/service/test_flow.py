@@ -1,0 +1,258 @@
+"""The flows on a real Prefect server, run by a real worker in a clone of its own."""
+
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from prefect_api import PrefectApi
+from servers import Server, answers, free_port, serving
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.service, pytest.mark.timeout(420)]
+
+MODEL = "models/finetune/grpo_rm/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server; yields the address of its API."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    environment = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with serving(Server(command, url, lambda: answers(f"{url}/health"), home / "log", environment)):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def prefect(finished, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> PrefectApi:
+    """The server with the deployments of prefect.yaml; every command of the workspace uses it."""
+    finished.environment |= {
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("client")),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "GRPO_RM_CLONE": str(finished.root),
+        "PYTHONPATH": str(finished.root),
+    }
+    finished.succeed("python", "-m", "pipelines.services", "deploy")
+    return PrefectApi(prefect_server)
+
+
+class Worker:
+    """A worker in the workspace, with a session of its own as a service has it."""
+
+    def __init__(self, workspace) -> None:
+        self.workspace = workspace
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["env", "--default-signal=INT", "python", "-m", "pipelines.services", "worker"],
+            cwd=self.workspace.root,
+            env=self.workspace.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+
+    def flows(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "prefect.engine" in " ".join(child.cmdline())]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def worker(finished, prefect: PrefectApi) -> Iterator[Worker]:  # noqa: ARG001
+    worker = Worker(finished)
+    yield worker
+    flows = worker.flows()
+    worker.kill()
+    for flow in flows:
+        os.killpg(flow.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def clean(workspace, worker: Worker):  # noqa: ARG001
+    """The workspace as committed; commits that a run makes are taken back."""
+    head = workspace.succeed("git", "rev-parse", "HEAD").strip()
+    yield workspace
+    workspace.succeed("git", "reset", "--quiet", "--hard", head)
+
+
+def processes_in(root: Path) -> list[str]:
+    """Return the commands of the stages that run in a clone."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(root) and "pipelines." in " ".join(process.cmdline()):
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return [command for command in found if "pipelines.services" not in command]
+
+
+def wait_until(condition: Callable[[], list], *, seconds: float) -> list:
+    """Return what the condition returns as soon as that is not empty."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return result
+
+
+def test_nothing_to_do(clean):
+    started = time.monotonic()
+    log = clean.run("python", "-m", "pipelines.flow.pipeline").stderr
+    assert "nothing changed: 9 stages are as they were" in log
+    assert log.count("Finished in state Cached") == 9
+    assert time.monotonic() - started < 20  # measured: 3 s alone on 2 cores; docs/benchmarks.md
+
+
+def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
+    """No process is left, the tree is as before, and the next run goes on where the training was."""
+    before = clean.root.joinpath(MODEL).read_bytes()
+    params = {"finetune.epochs": 6}
+    run = prefect.start("pipeline/on-demand", params=params)
+    prefect.wait_for_log(run, "finetune@grpo_rm  epoch 2/6")
+    prefect.cancel(run)
+    assert prefect.wait(run)["type"] == "CANCELLED"
+    assert processes_in(clean.root) == []
+    assert clean.succeed("git", "status", "--porcelain") == ""
+    assert clean.root.joinpath(MODEL).read_bytes() == before
+
+    run = prefect.start("pipeline/on-demand", params=params)
+    state = prefect.wait(run, seconds=240)
+    assert state["type"] == "COMPLETED", (state, prefect.log(run))
+    assert any("finetune@grpo_rm: resumes at epoch" in line for line in prefect.log(run))
+    assert prefect.task_states(run) == {
+        "open the MLflow run": "Completed",
+        "params": "Ran",
+        "prepare": "Cached",
+        "validate": "Cached",
+        "pretrain": "Cached",
+        "finetune@grpo_rm": "Ran",
+        "finetune@cross_entropy": "Ran",
+        "evaluate": "Ran",
+        "export": "Ran",
+        "register": "Ran",
+    }
+    artifacts = prefect.artifacts(run)
+    assert {"metrics", "gate", "report", "mlflow-run", "finetune-grpo-rm", "finetune-cross-entropy"} <= set(artifacts)
+    assert artifacts["finetune-grpo-rm"]["data"] == 100.0
+    assert "accuracy" in artifacts["metrics"]["data"]
+    assert "committed" in state["message"]
+    assert clean.succeed("git", "status", "--porcelain") == ""
+    assert "epochs: 6" in clean.succeed("git", "show", "HEAD:params.yaml")
+    assert clean.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
+
+
+def test_data_that_fails_validation(clean, prefect: PrefectApi):
+    folder = clean.root / "data/raw/broken"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for index in range(12):
+            Image.effect_noise((8, 8), 50).save(folder / name / f"{index}.png")
+    (folder / "cat/broken.png").write_bytes(b"not an image")
+    run = prefect.start("pipeline/on-demand", params={"data.source": "folder:data/raw/broken"}, target="validate")
+    state = prefect.wait(run)
+    assert state["type"] == "FAILED"
+    assert "validate: the data failed critical expectations" in state["message"]
+    assert prefect.task_states(run)["validate"] == "Failed"
+    rows = json.loads(prefect.artifacts(run)["validation"]["data"])
+    assert any("cat/broken.png" in row["examples"] and row["fix"] for row in rows)
+    assert clean.succeed("git", "status", "--porcelain") == ""
+    assert clean.root.joinpath(MODEL).is_file()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"params": {"finetune.epoch": 3}}, "finetune.epoch: unknown key; did you mean epochs?"),
+        ({"target": "finetun"}, "dvc.yaml has no stage 'finetun'; did you mean finetune"),
+    ],
+)
+def test_a_mistake_in_the_parameters(clean, prefect: PrefectApi, parameters, message):
+    state = prefect.wait(prefect.start("pipeline/on-demand", **parameters))
+    assert state["type"] == "FAILED"
+    assert message in state["message"]
+    assert clean.succeed("git", "status", "--porcelain") == ""
+
+
+def test_two_triggers_at_once(clean, prefect: PrefectApi):
+    runs = [
+        prefect.start("pipeline/on-demand", params={"register.gate.margin": margin}, target="params")
+        for margin in (0.01, 0.03)
+    ]
+    states = [prefect.wait(run) for run in runs]
+    assert [state["type"] for state in states] == ["COMPLETED"] * 2, states
+    assert sum("waiting for flow run" in line for run in runs for line in prefect.log(run)) == 1
+    assert len(clean.succeed("git", "log", "--oneline", "-2", "--grep", "Pipeline ran: params").splitlines()) == 2
+    assert clean.succeed("git", "status", "--porcelain") == ""
+    clean.succeed("dvc", "status", "params")
+
+
+def runs_of(prefect: PrefectApi, deployment: str, state: str) -> list[dict]:
+    """Return the runs that a schedule has created and that are in a state."""
+    runs = prefect.post("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}})
+    return [run for run in runs if run["auto_scheduled"] and run["state"]["type"] == state]
+
+
+def test_a_schedule_runs(clean, prefect: PrefectApi):  # noqa: ARG001
+    nightly = prefect.deployment("pipeline/nightly")["id"]
+    scheduled = wait_until(lambda: runs_of(prefect, nightly, "SCHEDULED"), seconds=10)
+    assert {datetime.datetime.fromisoformat(run["expected_start_time"]).hour for run in scheduled} == {2}
+
+    # every 5 seconds, so as not to wait for a minute
+    schedule = {
+        "schedule": {"cron": "* * * * * */5", "timezone": "UTC"},
+        "active": True,
+        "parameters": {"target": "params"},
+    }
+    watched = prefect.deployment("pipeline/on-demand")["id"]
+    created = prefect.post(f"/deployments/{watched}/schedules", [schedule])
+    try:
+        runs = wait_until(lambda: runs_of(prefect, watched, "COMPLETED"), seconds=60)
+    finally:
+        prefect.delete(f"/deployments/{watched}/schedules/{created[0]['id']}")
+    assert runs[0]["state"]["message"].startswith("nothing changed")
+
+
+def test_worker_and_run_killed(clean, prefect: PrefectApi, worker: Worker):
+    """What a machine does that loses power: the run starts again with the worker, and completes."""
+    run = prefect.start("pipeline/on-demand", params={"pretrain.epochs": 4}, target="pretrain")
+    prefect.wait_for_log(run, "pretrain  epoch 2/4")
+    flows = worker.flows()
+    worker.kill()
+    for flow in flows:
+        flow.kill()
+    assert "epochs: 4" in clean.succeed("git", "diff", "params.yaml")  # it had no time to go back
+    worker.start()
+    state = prefect.wait(run)
+    assert state["type"] == "COMPLETED"
+    assert any("resumes at epoch" in line for line in prefect.log(run))
+
+
+def test_only_the_worker_killed(clean, prefect: PrefectApi, worker: Worker):
+    run = prefect.start("pipeline/on-demand", force=["validate"], target="validate")
+    prefect.wait_for_log(run, "Running stage 'validate'")
+    worker.kill()
+    assert prefect.wait(run)["type"] == "COMPLETED"
+    worker.start()
+    run = prefect.start("pipeline/on-demand", target="params")
+    assert prefect.wait(run)["message"].startswith("nothing changed")
