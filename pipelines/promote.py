@@ -88,9 +88,7 @@ def last_name() -> str:
         return str(read("registration")["name"])
     prepared = Path("data/prepared/dataset.json")
     if not prepared.is_file():
-        raise FileNotFoundError(
-            f"neither reports/registration.json nor {prepared} is here: say which model with --name"
-        )
+        raise FileNotFoundError(f"reports/registration.json and {prepared} not found: name a model with --name")
     return registry.model_name(json.loads(prepared.read_text(encoding="utf-8"))["name"])
 
 
