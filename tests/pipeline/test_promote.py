@@ -208,7 +208,9 @@ def test_a_challenger_moved_by_hand_stays_until_there_is_a_new_version(client):
     assert points_to(client, "challenger") == "1"
     client.delete_registered_model_alias(NAME, "challenger")
     assert register_candidate()["aliases"] == []
-    assert register_candidate("third")["aliases"] == ["challenger"]
+    newer = register_candidate("third", auto=True)
+    assert newer["aliases"] == ["challenger"]
+    assert "champion stays version 1, which it does not beat" in newer["promotion"]
     register_candidate("second")  # not touched by a person: the candidate of this run gets it
     assert points_to(client, "challenger") == "2"
 
