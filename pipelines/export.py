@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from grpo_rm.config import Export
     from grpo_rm.export import Parity
     from grpo_rm.model import Model, ModelConfig
 
@@ -22,6 +23,7 @@ MODEL = Path("models/finetune/grpo_rm")
 ONNX = Path("models/onnx/encoder.onnx")
 REPORT = Path("reports/export.json")
 LATENCY_RUNS = 20
+SELF_TEST_IMAGES = 8
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
 
     from grpo_rm.checkpoint import load_model  # slow to import: torch
     from grpo_rm.export import export_onnx, measure_parity
+    from pipelines.onnx_model import SELF_TEST, self_test
 
     model = load_model(MODEL)
     images = example_images(model.config)
@@ -37,6 +40,9 @@ def main() -> None:
     export_onnx(model, ONNX, opset=config.export.opset, metadata=onnx_metadata(model.config))
     parity = measure_parity(model, ONNX, images)
     check_parity(parity, max_abs_error=config.export.max_abs_error, min_cosine=config.export.min_cosine)
+    stored = ONNX.with_name(SELF_TEST)
+    write_self_test(model, images[:SELF_TEST_IMAGES], stored, config.export)
+    self_test(ONNX, stored)
     size = ONNX.stat().st_size
     report = {
         "bytes": size,
@@ -92,6 +98,31 @@ def check_parity(parity: "list[Parity]", *, max_abs_error: float, min_cosine: fl
             f"{max_abs_error:g} and min_cosine >= {min_cosine:g}. Try another export.opset; if the model is "
             "numerically harder than that, widen export.max_abs_error"
         )
+
+
+def write_self_test(model: "Model", images: "NDArray[np.uint8]", path: Path, limits: "Export") -> None:
+    """Write images and torch's answers to them, which travel with the model: `pipelines.onnx_model.self_test`.
+
+    The same model gives the same bytes: torch adds up on one thread, and numpy puts no time into the file.
+    """
+    import numpy as np
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            embedding, logits = (output.numpy() for output in model.eval()(torch.from_numpy(images)))
+    finally:
+        torch.set_num_threads(threads)
+    np.savez(
+        path,
+        images=images,
+        embedding=embedding,
+        logits=logits,
+        max_abs_error=np.float64(limits.max_abs_error),
+        min_cosine=np.float64(limits.min_cosine),
+    )
 
 
 def measure_latency(model: "Model", images: "NDArray[np.uint8]") -> dict[str, dict[str, float]]:

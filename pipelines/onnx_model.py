@@ -1,16 +1,22 @@
 """An exported model as its own file describes it: image files in, logits out, without torch."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grpo_rm.transforms import decode, evaluation_view
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 BATCH_SIZE = 256
+SELF_TEST = "self_test.npz"  # beside the ONNX file
+OUTPUTS = ("embedding", "logits")
 
 
 class OnnxModel:
@@ -19,13 +25,16 @@ class OnnxModel:
     Attributes:
         classes: Names of the output set, in the order of the logits.
         training: How the model was made: stage, parameters, hash of the data, how they were split.
+
+    Raises:
+        ValueError: It is no ONNX file, or not one that stage export wrote.
     """
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.session = _open_session(path)
         metadata = self.session.get_modelmeta().custom_metadata_map
+        if "grpo_rm.classes" not in metadata:
+            raise ValueError(f"{path} says nothing of its classes: expected an ONNX file that stage export wrote")
         self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])
@@ -48,3 +57,67 @@ class OnnxModel:
             crop_pct=p["crop_pct"],
             interpolation=p["interpolation"],
         )
+
+
+def self_test(onnx: Path, stored: Path) -> None:
+    """Run a model on the images that travel with it, and compare with what torch answered when it was exported.
+
+    The file is a plain .npz, `numpy.load(path, allow_pickle=False)` reads it:
+
+    | array | shape | type | |
+    | --- | --- | --- | --- |
+    | images | (N, H, W, C) | uint8 | up to 8 test images as the model gets them, decoded and resized |
+    | embedding | (N, D) | float32 | torch's answer |
+    | logits | (N, K) | float32 | torch's answer |
+    | max_abs_error | () | float64 | largest difference of any entry or logit (`export.max_abs_error`, 1e-4) |
+    | min_cosine | () | float64 | smallest cosine of an image's two embeddings (`export.min_cosine`, 0.9999) |
+
+    Raises:
+        ValueError: The model does not run, answers in another shape, or something else than torch did.
+    """
+    expected = _read_self_test(stored)
+    try:
+        answers = _open_session(onnx).run(list(OUTPUTS), {"images": expected["images"]})
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ValueError(f"{onnx} does not run on the images of its self-test: {first_line(error)}") from error
+    for name, answer in zip(OUTPUTS, answers, strict=True):
+        if answer.shape != expected[name].shape:
+            raise ValueError(f"{onnx} fails its self-test: {name} is {answer.shape}, expected {expected[name].shape}")
+    differences = [np.abs(answer - expected[name]).max() for name, answer in zip(OUTPUTS, answers, strict=True)]
+    difference = float(np.max(differences))  # NaN stays NaN
+    cosine = _smallest_cosine(answers[0], expected["embedding"])
+    limit, least = float(expected["max_abs_error"]), float(expected["min_cosine"])
+    if not (difference <= limit and cosine >= least):  # NaN fails
+        raise ValueError(
+            f"{onnx} fails its self-test: largest difference from torch {difference:.2g}, expected at most {limit:g}; "
+            f"smallest cosine of the embeddings {cosine:.6f}, expected at least {least:g}"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _open_session(path: Path) -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ValueError(f"{path} is no ONNX file that runs here: {first_line(error)}") from error
+
+
+def _read_self_test(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("images", *OUTPUTS, "max_abs_error", "min_cosine")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no self-test of an export: {first_line(error)}") from error
+
+
+def _smallest_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
+    cosines = np.where(norms == 0, 1.0, (a64 * b64).sum(axis=1) / np.where(norms == 0, 1.0, norms))
+    return float(cosines.min())

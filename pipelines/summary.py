@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.stage import run_stage
-from pipelines.tracking import registry
+from pipelines.tracking import aliases, registry
 from pipelines.tracking.runs import check_tracking, has_store, store_name
 
 NAMES = {"pretrain": "pretrained", "cross_entropy": "cross-entropy", "grpo_rm": "GRPO-RM"}
@@ -60,9 +60,9 @@ def look_up(registration: dict[str, Any]) -> str:
             f"registered: {name} is not in {store_name()} with this model; "
             "`dvc repro --force --single-item register` registers it there"
         )
-    aliases = registry.aliases_of(name, version)
-    line = f"registered: {name} version {version} ({', '.join(aliases) or 'no alias'})"
-    return f"{line}; {registration['promotion']}" if aliases == registration["aliases"] else line
+    present = aliases.aliases_of(name, version)
+    line = f"registered: {name} version {version} ({', '.join(present) or 'no alias'})"
+    return f"{line}; {registration['promotion']}" if present == registration["aliases"] else line
 
 
 def where_to_look(name: str) -> list[str]:

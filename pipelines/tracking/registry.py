@@ -1,42 +1,78 @@
-"""Versions of the registered model, and the aliases `challenger` and `champion`."""
+"""Versions of the registered model: what they hold and what they say of themselves. Aliases are in the next module."""
 
 import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.tracking.runs import find_run, open_experiment, use_tracking_store
+from pipelines.lineage import data_hash
+from pipelines.onnx_model import SELF_TEST
+from pipelines.tracking.runs import _reason, find_run, open_experiment, use_tracking_store
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+    from numpy.typing import NDArray
 
-CHALLENGER, CHAMPION = "challenger", "champion"
-ONNX_TAG = "onnx.sha256"
+ONNX_TAG, SELF_TEST_TAG = "onnx.sha256", "self_test.sha256"
+ONNX_FILE = "model.onnx"  # as mlflow.onnx names it
+EXAMPLES = 2  # images of the input example; it is stored as text
+MAX_DESCRIPTION = 5000  # characters, in PostgreSQL
+OWN_TEXT = "*Stage `register` writes the text above at each of its runs. What you write below this line stays.*"
+LIBRARIES = ("mlflow", "sqlalchemy", "requests", "urllib3", "botocore", "boto3")  # whose errors are the registry's
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-@dataclass(frozen=True)
-class Champion:
-    """The version that serves now, and its ONNX file."""
+@contextlib.contextmanager
+def contact() -> Iterator[None]:
+    """Turn what the registry or its artifact store raises into one line.
 
-    version: str
-    onnx: Path
+    Raises:
+        ConnectionError: It did not do what was asked.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in LIBRARIES:
+            raise
+        raise ConnectionError(f"the model registry failed: {_reason(error)}. Try again when it is back") from error
+
+
+def model_name(dataset: str) -> str:
+    """Return the name of the registered model for a dataset."""
+    return f"grpo-rm-{re.sub(r'[^A-Za-z0-9_.-]+', '-', dataset)}"
 
 
 def find_version(name: str, onnx_sha256: str) -> str | None:
-    """Return the version of the registered model that holds these bytes, or None."""
+    """Return the newest version that holds these bytes and their self-test, or None."""
     versions = use_tracking_store().search_model_versions(f"name = '{name}' and tags.`{ONNX_TAG}` = '{onnx_sha256}'")
-    return max((str(version.version) for version in versions), key=int, default=None)
+    return max((str(version.version) for version in versions if SELF_TEST_TAG in version.tags), key=int, default=None)
+
+
+def list_versions(name: str) -> list[str]:
+    """Return all versions, oldest first; none where there is no such model."""
+    return sorted((str(v.version) for v in use_tracking_store().search_model_versions(f"name = '{name}'")), key=int)
+
+
+def tags_of(name: str, version: str) -> dict[str, str]:
+    """Return the tags of a version that exists."""
+    return dict(use_tracking_store().get_model_version(name, version).tags)
 
 
 def create_version(name: str, onnx_path: Path, *, tags: Mapping[str, str], model_sha256: str, experiment: str) -> str:
-    """Log the ONNX model to the run that trained it, register it, and return its version.
+    """Log the ONNX model and its self-test to the run that trained it, register it, and return its version.
 
     Args:
         name: Of the registered model.
-        onnx_path: The file.
-        tags: Of the version; with `ONNX_TAG` among them, it is found again even if what follows is interrupted.
+        onnx_path: The file; the self-test is beside it.
+        tags: Of the version; with `ONNX_TAG` and `SELF_TEST_TAG` among them, it is found again even if what follows is
+            interrupted.
         model_sha256: Of the weights, which finds the training run. Without one, a run named `register` is opened.
         experiment: Where to look, and where to open a run.
     """
@@ -53,40 +89,92 @@ def create_version(name: str, onnx_path: Path, *, tags: Mapping[str, str], model
     return str(mlflow.register_model(uri, name, tags=dict(tags)).version)
 
 
-def describe_version(name: str, version: str, *, description: str, gate_tags: Mapping[str, str]) -> None:
-    """Write the gate's verdict: the description, and the tags that begin with `gate`, in the place of older ones."""
+def describe_model(name: str, text: str) -> None:
+    """Describe the registered model where nobody has."""
     client = use_tracking_store()
-    client.update_model_version(name, version, description)
-    for key in client.get_model_version(name, version).tags:
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, text[:MAX_DESCRIPTION])
+
+
+def describe_version(name: str, version: str, *, description: str, gate_tags: Mapping[str, str]) -> None:
+    """Write the description, and the gate's verdict as tags that begin with `gate`, in the place of older ones.
+
+    What a person wrote stays, below our text.
+    """
+    client = use_tracking_store()
+    present = client.get_model_version(name, version)
+    client.update_model_version(name, version, keep_own_text(description, present.description or ""))
+    for key in present.tags:
         if key.partition(".")[0] == "gate" and key not in gate_tags:
             client.delete_model_version_tag(name, version, key)
     for key, value in gate_tags.items():
         client.set_model_version_tag(name, version, key, value)
 
 
-def set_alias(name: str, alias: str, version: str) -> None:
-    """Point an alias to a version."""
-    use_tracking_store().set_registered_model_alias(name, alias, version)
+def keep_own_text(description: str, present: str) -> str:
+    """Return a new description with what a person added to the present one."""
+    _, is_ours, own = present.partition(OWN_TEXT)
+    own = (own if is_ours else present).strip()
+    room = MAX_DESCRIPTION - len(OWN_TEXT) - len(own) - 4
+    return f"{description[:room]}\n\n{OWN_TEXT}\n\n{own}".rstrip() if room > 0 else present
 
 
-def aliases_of(name: str, version: str) -> list[str]:
-    """Return the aliases of a version, sorted."""
-    aliases = use_tracking_store().get_registered_model(name).aliases
-    return sorted(alias for alias, pointed in aliases.items() if str(pointed) == version)
+def record_metrics(name: str, version: str, metrics: Mapping[str, float], *, dataset: str) -> None:
+    """Show numbers on the page of a version's model, with the prepared data they were measured on.
 
+    A person may have deleted the run they belong to: then this says so, and the version stays as it is.
 
-def find_champion(name: str) -> Champion | None:
-    """Download the version with the alias `champion`, or return None where there is none."""
+    Args:
+        name: Of the registered model.
+        version: Of it.
+        metrics: By name. What is there already is not sent again.
+        dataset: Its name. The digest is the DVC hash, as it is in the training run.
+    """
     import mlflow
+    from mlflow.entities import Dataset, LifecycleStage
+    from mlflow.exceptions import MlflowException
 
     client = use_tracking_store()
-    registered = client.search_registered_models(f"name = '{name}'")
-    # the aliases are on the model: search_model_versions returns none
-    version = registered[0].aliases.get(CHAMPION) if registered else None
-    if version is None:
-        return None
-    directory = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
-    return Champion(str(version), directory / "model.onnx")
+    registered = client.get_model_version(name, version)
+    run_id, model_id = str(registered.run_id), str(registered.source).rpartition("/")[2]  # model_id of it is empty
+    digest = data_hash()
+    data = Dataset(dataset, digest, "local", json.dumps({"uri": "data/prepared"})) if digest else None
+    try:
+        known = {metric.key: metric.value for metric in client.get_logged_model(model_id).metrics or []}
+        is_deleted = client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        is_deleted = True
+    if is_deleted:
+        print(f"warning: the run of version {version} was deleted; its page does not show the numbers", file=sys.stderr)
+        return
+    fresh = {key: value for key, value in metrics.items() if repr(known.get(key)) != repr(float(value))}
+    mlflow.log_metrics(fresh, run_id=run_id, model_id=model_id, dataset=data)
+
+
+@contextlib.contextmanager
+def downloaded(name: str, version: str) -> Iterator[Path]:
+    """Download a version for a while: the directory with model.onnx and extra_files/.
+
+    Raises:
+        FileNotFoundError: It has no model.onnx: another kind of model, or a person deleted its files.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    use_tracking_store()
+    uri = f"models:/{name}/{version}"
+    try:
+        files = {file.path for file in mlflow.artifacts.list_artifacts(uri)}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        files = set()
+    if ONNX_FILE not in files:
+        raise FileNotFoundError(f"version {version} of {name} has no {ONNX_FILE} in the artifact store")
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=directory))
 
 
 @contextlib.contextmanager
@@ -104,19 +192,26 @@ def _reopened(run_id: str) -> Iterator[None]:
 
 
 def _log_model(path: Path) -> str:
-    """Log an ONNX file to the active run, and return the model's URI."""
+    """Log an ONNX file and its self-test to the active run, and return the model's URI."""
     import mlflow
+    import numpy as np
     import onnx
 
     model = onnx.load(path)
+    stored = path.with_name(SELF_TEST)
+    with np.load(stored, allow_pickle=False) as file:
+        example: dict[str, NDArray[np.uint8]] = {"images": file["images"][:EXAMPLES]}
     requirements = [f"{package}=={installed_version(package)}" for package in ("onnxruntime", "numpy")]
     return str(
         mlflow.onnx.log_model(
             model,
             name="encoder",
             signature=_signature(model),
+            input_example=example,
+            extra_files=[str(stored)],
             save_as_external_data=False,
             pip_requirements=requirements,
+            step=-1,  # mlflow shows the run's metrics of this step as the model's; they would be those of step 0
         ).model_uri
     )
 

@@ -5,8 +5,10 @@ import math
 from collections.abc import Callable
 
 import pytest
+import yaml
 
 from pipelines.register import decide_promotion
+from pipelines.tracking.aliases import Alias
 from pipelines.tracking.runs import Run
 
 ALIASES = """
@@ -20,24 +22,59 @@ versions = client.search_model_versions("name = 'grpo-rm-digits'")
 print(json.dumps({"aliases": {k: str(v) for k, v in model.aliases.items()}, "versions": len(versions)}))
 """
 
+VERSION = """
+import json, sys, mlflow, numpy as np
+mlflow.set_tracking_uri("sqlite:///mlruns/mlflow.db")
+client = mlflow.MlflowClient()
+model = client.get_registered_model("grpo-rm-digits")
+version = client.get_model_version("grpo-rm-digits", "1")
+metrics = client.get_logged_model(version.source.rpartition("/")[2]).metrics
+loaded = mlflow.pyfunc.load_model("models:/grpo-rm-digits@challenger")
+stored = np.load("models/onnx/self_test.npz")
+answer = loaded.predict({"images": stored["images"]})
+print(json.dumps({
+    "model": model.description,
+    "version": version.description,
+    "tags": version.tags,
+    "run": client.get_run(version.run_id).data.tags["dvc.stage"],
+    "metrics": {metric.key: [metric.value, metric.dataset_digest] for metric in metrics},
+    "inputs": str(loaded.metadata.get_input_schema()),
+    "example": (loaded.input_example["images"] == stored["images"][:2]).all().item(),
+    "example_type": str(loaded.input_example["images"].dtype),
+    "error": max(float(abs(answer[name] - stored[name]).max()) for name in ("embedding", "logits")),
+}))
+"""
+
 
 @pytest.mark.parametrize(
-    ("champion", "has_passed", "is_auto", "beats", "expected"),
+    ("champion", "last", "has_passed", "is_auto", "beats", "expected"),
     [
-        (None, True, False, False, (True, "the first version that passed")),
-        (None, False, True, False, (False, "the gate failed")),
-        ("1", True, False, True, (False, "until a person moves it")),
-        ("1", True, True, True, (True, "it beats version 1")),
-        ("1", True, True, False, (False, "does not beat")),
-        ("1", False, True, True, (False, "the gate failed")),
-        ("2", True, True, True, (False, "already is the champion")),
-        ("2", False, True, True, (False, "already is the champion")),
+        (None, None, True, False, False, (True, "the first version that passed")),
+        (None, None, False, True, False, (False, "the gate failed")),
+        (None, "1", True, True, False, (False, "a person took the alias from version 1")),
+        ("1", "1", True, False, True, (False, "until a person moves it")),
+        ("1", "1", True, True, True, (True, "it beats version 1")),
+        ("1", "1", True, True, False, (False, "does not beat")),
+        ("1", "1", False, True, True, (False, "the gate failed")),
+        ("2", "2", True, True, True, (False, "already is the champion")),
+        ("2", "1", False, True, True, (False, "already is the champion")),
     ],
 )
-def test_who_moves_the_champion(champion, has_passed, is_auto, beats, expected):
-    moves, reason = decide_promotion(champion, "2", has_passed=has_passed, is_auto=is_auto, beats_champion=beats)
+def test_who_moves_the_champion(champion, last, has_passed, is_auto, beats, expected):
+    moves, reason = decide_promotion(
+        Alias(champion, last), "2", has_passed=has_passed, was_champion=False, is_auto=is_auto, beats_champion=beats
+    )
     assert moves is expected[0]
     assert expected[1] in reason
+
+
+@pytest.mark.parametrize("champion", [Alias(None, "2"), Alias("1", "2"), Alias("1", "1")])
+def test_what_was_taken_down_stays_down(champion):
+    moves, reason = decide_promotion(
+        champion, "2", has_passed=True, was_champion=True, is_auto=True, beats_champion=True
+    )
+    assert not moves
+    assert "was champion before and was taken down; `python -m pipelines.promote 2`" in reason
 
 
 def register(workspace) -> dict:
@@ -47,6 +84,35 @@ def register(workspace) -> dict:
 
 def registry(workspace, *moves: str) -> dict:
     return json.loads(workspace.succeed("python", "-W", "ignore", "-c", ALIASES, *moves).splitlines()[-1])
+
+
+@pytest.mark.pipeline
+def test_a_version_explains_itself(workspace):
+    said = json.loads(workspace.succeed("python", "-W", "ignore", "-c", VERSION).splitlines()[-1])
+    assert "post-trained with GRPO-RM on `digits`" in said["model"]
+    assert "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in said["model"]
+    assert "Gate passed." in said["version"]
+    measured = json.loads((workspace.root / "reports/evaluation.json").read_text())["models"]
+    numbers = " | ".join(f"{measured[name]['accuracy']:.4f}" for name in ("pretrain", "cross_entropy", "grpo_rm"))
+    assert f"| accuracy | {numbers} |" in said["version"]
+
+    tags = said["tags"]
+    assert (tags["gate"], tags["gate.accuracy"], tags["gate.control"]) == ("passed",) * 3
+    assert (tags["git.dirty"], tags["promotion.by"]) == ("false", "stage register")
+    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text())["stages"]
+    assert (tags["dvc.data"], tags["dvc.onnx"]) == (lock["prepare"]["outs"][0]["md5"], lock["export"]["outs"][0]["md5"])
+    made_by = workspace.succeed("git", "rev-parse", "HEAD", "HEAD~1").split()
+    assert tags["git.commit"] == made_by[1]
+    assert workspace.succeed("python", "-m", "pipelines.dvc_lock", tags["dvc.lock"]).strip() == made_by[0]
+    assert "none of the 1 committed versions" in workspace.fail("python", "-m", "pipelines.dvc_lock", "0" * 32)
+    assert f"python -m pipelines.dvc_lock {tags['dvc.lock']}" in said["version"]
+
+    assert said["run"] == "finetune@grpo_rm"
+    expected = {f"test_{key}": [pytest.approx(value), tags["dvc.data"]] for key, value in measured["grpo_rm"].items()}
+    assert said["metrics"] == expected
+    assert said["inputs"] == "['images': Tensor('uint8', (-1, 32, 32, 1))]"
+    assert said["example"] and said["example_type"] == "uint8"
+    assert said["error"] < 1e-4
 
 
 @pytest.mark.pipeline
@@ -69,6 +135,7 @@ def test_a_candidate_against_a_champion(workspace):
     assert registry(workspace)["aliases"] == {"challenger": second, "champion": first}
     assert f"champion stays version {first}" in result["promotion"]
 
+    assert f"out of {first}, {second}" in workspace.fail("python", "-m", "pipelines.promote", "99")
     moved = registry(workspace, f"champion={second}")  # what a person does in the UI
     assert moved["aliases"]["champion"] == second
     summary = workspace.succeed("python", "-m", "pipelines.summary")
@@ -77,7 +144,7 @@ def test_a_candidate_against_a_champion(workspace):
     registry(workspace, f"champion={first}")  # and takes back
     workspace.set(register__promote="auto")
     result = register(workspace)
-    assert "does not beat" in result["promotion"]
+    assert "was champion before and was taken down" in result["promotion"]
     assert result["aliases"] == ["challenger"]
 
     change(workspace, "reports/evaluation.json", lambda value: value["models"]["grpo_rm"].update(accuracy=math.nan))
