@@ -14,7 +14,7 @@ from grpo_rm.config import load_config
 from pipelines.lineage import data_hash, dvc_hash, git_tags, sha256
 from pipelines.stage import run_stage
 from pipelines.tracking import registry
-from pipelines.tracking.runs import check_tracking
+from pipelines.tracking.runs import check_tracking, reason, upload_pending
 
 if TYPE_CHECKING:
     from grpo_rm.config import Config
@@ -34,10 +34,13 @@ def main() -> None:
     config = load_config()
     check_tracking()
     try:
+        upload_pending()  # the version belongs to the run of its training
         result = register(config)
     except Exception as error:
         if type(error).__module__.startswith(("mlflow", "sqlalchemy", "requests")):
-            raise ConnectionError(f"the model registry failed: {error}. Run `dvc repro register` again") from error
+            raise ConnectionError(
+                f"the model registry failed: {reason(error)}. Run `dvc repro register` again"
+            ) from error
         raise
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
