@@ -47,7 +47,6 @@ __all__ = [
 ]
 
 PARENT_RUN_VARIABLE = "GRPO_RM_PARENT_RUN_ID"
-PARENT_RUN_TAG = "mlflow.parentRunId"
 
 _parents: dict[str, Journal] = {}  # of the parent runs that this process has opened and not ended
 
@@ -75,7 +74,7 @@ def start_run(
         if resumed:
             journal, last_steps = resumed
         else:
-            journal, last_steps = _create_run(client, stage, tracking, {"dvc.stage": stage, **git_tags()}), {}
+            journal, last_steps = _create_run(client, stage, tracking, {"dvc.stage": stage, **_parent_tags()}), {}
             with _failed_if_refused(client, journal):
                 _log_parameters(client, journal.run_id, parameters)
                 _log_dataset(client, journal.run_id, context)
@@ -89,9 +88,10 @@ def start_run(
 
 
 def open_parent_run(name: str, tracking: Tracking, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:
-    """Open a run for others to be children of, and return its id. It is KILLED if this process dies before its end.
+    """Open a run for others to be children of, and return its id.
 
-    The stages become children through the environment variable GRPO_RM_PARENT_RUN_ID.
+    The same process ends it with `end_parent_run`; if that dies before, the next contact ends the run as KILLED.
+    Stages become children through the environment variable GRPO_RM_PARENT_RUN_ID.
 
     Raises:
         ConnectionError: The tracking store cannot be used.
@@ -99,7 +99,7 @@ def open_parent_run(name: str, tracking: Tracking, tags: Mapping[str, str], para
     with _refusal():
         client = use_tracking_store()
         upload_pending()
-        journal = _create_run(client, name, tracking, {**git_tags(), **tags})
+        journal = _create_run(client, name, tracking, tags)
         with _failed_if_refused(client, journal):
             _log_parameters(client, journal.run_id, parameters)
     _parents[journal.run_id] = journal
@@ -151,13 +151,12 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _create_run(client: "MlflowClient", name: str, tracking: Tracking, tags: dict[str, str]) -> Journal:
-    """Create a run, a child where there is a parent, and its journal."""
+def _create_run(client: "MlflowClient", name: str, tracking: Tracking, tags: Mapping[str, str]) -> Journal:
+    """Create a run, tagged with the commit too, and its journal."""
     from mlflow.tracking.context.registry import resolve_tags
 
-    parent = os.environ.get(PARENT_RUN_VARIABLE)
-    tags = resolve_tags(tags | ({PARENT_RUN_TAG: parent} if parent else {}))
-    run_id = client.create_run(open_experiment(tracking.experiment), tags=tags, run_name=name).info.run_id
+    resolved = resolve_tags({**git_tags(), **tags})
+    run_id = client.create_run(open_experiment(tracking.experiment), tags=resolved, run_name=name).info.run_id
     journal = open_journal(run_id)
     journal.begin(store_name(), name)
     return journal
@@ -193,14 +192,19 @@ def _reopen(client: "MlflowClient", run_id: str, stage: str) -> tuple[Journal, d
         send_kept_artifacts(client, journal)
         journal.reopen()
         client.update_run(run_id, status="RUNNING")
-        if parent := os.environ.get(PARENT_RUN_VARIABLE):
-            client.set_tag(run_id, PARENT_RUN_TAG, parent)
+        for key, value in _parent_tags().items():  # another flow may have taken it up
+            client.set_tag(run_id, key, value)
         # MlflowClient shows the last value of a metric, and its step only here
         metrics = client.get_run(run_id).data._metric_objs
     except BaseException:
         journal.release()
         raise
     return journal, {metric.key: metric.step for metric in metrics}
+
+
+def _parent_tags() -> dict[str, str]:
+    parent = os.environ.get(PARENT_RUN_VARIABLE)
+    return {"mlflow.parentRunId": parent} if parent else {}
 
 
 def _log_parameters(client: "MlflowClient", run_id: str, parameters: Mapping[str, Any]) -> None:

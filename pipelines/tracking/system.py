@@ -1,8 +1,11 @@
 """Load of CPU, memory, disk, network and GPU, measured as MLflow does."""
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from pipelines.tracking.store import reason
 
 
 class SystemMetrics:
@@ -25,13 +28,19 @@ class SystemMetrics:
         self._log, self._interval, self._step = log, interval, first
         self._monitor: Any = SystemMetricsMonitor(run_id)  # type: ignore[no-untyped-call]
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="system metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="system metrics", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread, after a last sample."""
         self._stopping.set()
         self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._sample()
+        except Exception as error:  # such as a GPU that is gone, or a full disk: nothing depends on these metrics
+            print(f"warning: no more system metrics: {reason(error)}", file=sys.stderr, flush=True)
 
     def _sample(self) -> None:
         is_last = False

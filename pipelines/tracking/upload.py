@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.tracking.journal import Journal, lock_journal, pending_journals
-from pipelines.tracking.store import reason, store_name, use_tracking_store
+from pipelines.tracking.store import check_tracking, reason, store_name, use_tracking_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +28,6 @@ def upload_pending() -> None:
     Costs nothing where nothing waits. Runs that are alive are left alone. Raises nothing: what cannot be sent now is
     sent on the next contact.
     """
-    client = None
     for path in pending_journals():
         journal = lock_journal(path)
         if journal is None:
@@ -39,11 +38,12 @@ def upload_pending() -> None:
             if journal.store != store_name():
                 continue
             try:
-                client = client or use_tracking_store()
-                _complete(client, journal)
+                check_tracking()
+                _complete(use_tracking_store(), journal)
             except Exception as error:  # whatever the store raises: the stage that called has work of its own
                 _warn(f"run {journal.run_id} still waits in {path.parent}: {reason(error)}")
-                return
+                if isinstance(error, ConnectionError):
+                    return
 
 
 def send(client: "MlflowClient", journal: Journal) -> None:

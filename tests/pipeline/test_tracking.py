@@ -21,7 +21,7 @@ from pipelines.tracking.runs import end_parent_run, open_parent_run, run_url, st
 from pipelines.tracking.store import reason, use_tracking_store
 from pipelines.tracking.upload import upload_pending
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.filterwarnings("ignore")]  # of libraries that mlflow imports
+pytestmark = pytest.mark.pipeline
 
 TRACKING = Tracking(experiment="grpo-rm", system_metrics_interval=60)
 

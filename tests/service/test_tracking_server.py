@@ -3,18 +3,21 @@
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from servers import Server
 
+from grpo_rm.config import Tracking
+
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.service,
-    pytest.mark.filterwarnings("ignore"),  # of libraries that mlflow imports
 ]
 
+TRACKING = Tracking(experiment="grpo-rm", system_metrics_interval=60)
 STEPS = 16  # of an epoch
 
 
@@ -115,10 +118,29 @@ def test_a_killed_training_is_completed_and_ended_by_the_next_contact(workspace,
 
 
 @pytest.mark.usefixtures("in_workspace")
+def test_a_server_that_hangs_holds_up_no_step(workspace, team_mlflow, monkeypatch):
+    from pipelines.tracking import recording
+    from pipelines.tracking.runs import start_run
+
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.setattr(recording, "SEND_SECONDS", 0.01)
+    with start_run("pretrain", TRACKING, {}, context="training") as run:
+        os.killpg(team_mlflow.process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        for step in range(1, 101):
+            run.log_metrics(step, {"loss": 1 / step})
+            time.sleep(0.001)  # so that some are sent, and hang
+        duration = time.monotonic() - start
+        os.killpg(team_mlflow.process.pid, signal.SIGCONT)
+    assert duration < 1
+    points = {point: count for point, count in history(run.run_id).items() if point[0] == "loss"}
+    assert points == {("loss", step): 1 for step in range(1, 101)}
+
+
+@pytest.mark.usefixtures("in_workspace")
 def test_parent_runs_lead_to_the_ui(team_mlflow):
     from urllib.request import urlopen
 
-    from grpo_rm.config import Tracking
     from pipelines.tracking.runs import end_parent_run, open_parent_run, run_url
     from pipelines.tracking.store import use_tracking_store
 
