@@ -21,7 +21,7 @@ from pipelines.lineage import data_hash, dvc_hash, git_tags, sha256
 from pipelines.onnx_model import SELF_TEST
 from pipelines.stage import run_stage
 from pipelines.tracking import aliases, registry
-from pipelines.tracking.runs import check_tracking
+from pipelines.tracking.runs import check_tracking, upload_pending
 
 if TYPE_CHECKING:
     from grpo_rm.config import Config
@@ -40,6 +40,7 @@ def main() -> None:
     config = load_config()
     check_tracking()
     with registry.contact():
+        upload_pending()  # the version belongs to the run of its training
         result = register(config)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -13,10 +13,12 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from grpo_rm.config import load_config
 from pipelines import clone, dag
-from pipelines.flow.artifacts import show_failed_validation, show_results
+from pipelines.flow.artifacts import read_report, show_failed_validation, show_results
 from pipelines.flow.recovery import outlive_worker, recover
 from pipelines.flow.stages import OUTAGE_DELAYS, run_stages
 from pipelines.lineage import ROOT
+from pipelines.promote import describe
+from pipelines.promote import promote as promote_version
 from pipelines.tracking.runs import PARENT_RUN_VARIABLE, end_parent_run, open_parent_run, run_url
 
 THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=8))
@@ -53,7 +55,7 @@ def pipeline(
             with clone.all_or_nothing(ROOT, me, on_failure=dag.end_running):
                 message = rebuild(me, params or {}, force or [], target)
             if promote:
-                promote_challenger(me)
+                promote_candidate(me)
             if push:
                 push_changes()
         return Completed(message=message)
@@ -134,9 +136,13 @@ def push_changes() -> None:
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
-def promote_challenger(me: str) -> State[Any]:
-    """Make the challenger champion if the gate passed."""
-    return Completed(message=me)
+def promote_candidate(me: str) -> State[Any]:
+    """Make the version of the last registration champion if its gate passed."""
+    registration = read_report("registration")
+    if not registration or not registration["gate"]["has_passed"]:
+        return Completed(name="Skipped", message="nothing is promoted, because the gate failed")
+    promotion = promote_version(registration["version"], name=registration["name"], by=me)
+    return Completed(message=describe(promotion))
 
 
 if __name__ == "__main__":

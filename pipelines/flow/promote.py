@@ -6,7 +6,8 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from pipelines import promote as promotion
+from pipelines.promote import describe
+from pipelines.promote import promote as promote_version
 
 
 @flow(name="promote", persist_result=False)
@@ -23,7 +24,8 @@ def promote(version: str | None = None, name: str | None = None, force: bool = F
     """
     by = f"flow run {runtime.flow_run.name}"
     try:
-        return Completed(message=str(promotion.promote(version, name=name, force=force, reason=reason, by=by)))
+        promotion = promote_version(version, name=name, force=force, reason=reason, by=by)
+        return Completed(message=describe(promotion))
     except (ValueError, OSError) as error:
         return Failed(message=str(error))
 

@@ -12,7 +12,9 @@ from prefect.variables import Variable
 
 from pipelines import changes
 from pipelines.lineage import ROOT
-from pipelines.tracking.registry import all_aliases
+from pipelines.tracking.aliases import all_aliases
+from pipelines.tracking.registry import contact
+from pipelines.tracking.runs import check_tracking, has_store
 
 SEEN = "grpo_rm_watch"  # the Prefect variable that holds what was seen
 Event = tuple[str, str, dict[str, str]]  # event, resource, payload
@@ -27,7 +29,9 @@ def watch() -> State[Any]:
     """
     try:
         source, version = changes.data_version(ROOT)
-        aliases = all_aliases()
+        check_tracking()
+        with contact():
+            aliases = all_aliases() if has_store() else {}
     except (ValueError, OSError) as error:
         return Failed(message=str(error))
     seen = cast(dict[str, Any], Variable.get(SEEN, default={}))

@@ -44,6 +44,12 @@ def aliases_of(name: str, version: str) -> list[str]:
     return sorted(alias for alias, pointed in aliases.items() if str(pointed) == version)
 
 
+def all_aliases() -> dict[str, dict[str, str]]:
+    """Return {registered model: {alias: version}} of all models of this project in the store."""
+    found = use_tracking_store().search_registered_models("name LIKE 'grpo-rm-%'", max_results=1000)
+    return {model.name: {alias: str(version) for alias, version in model.aliases.items()} for model in found}
+
+
 def set_challenger(name: str, version: str) -> None:
     """Move `challenger` to a version."""
     client = use_tracking_store()

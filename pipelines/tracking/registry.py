@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.lineage import data_hash
 from pipelines.onnx_model import SELF_TEST
-from pipelines.tracking.runs import _reason, find_run, open_experiment, use_tracking_store
+from pipelines.tracking.runs import find_run, open_experiment, reason, use_tracking_store
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -41,7 +41,7 @@ def contact() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in LIBRARIES:
             raise
-        raise ConnectionError(f"the model registry failed: {_reason(error)}. Try again when it is back") from error
+        raise ConnectionError(f"the model registry failed: {reason(error)}. Try again when it is back") from error
 
 
 def model_name(dataset: str) -> str:

@@ -1,14 +1,8 @@
 """What a user gets for a mistake: one message, exit code not 0, earlier results one `dvc checkout` away."""
 
-import os
-import signal
 import socket
-import subprocess
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -118,59 +112,3 @@ def test_stages_out_of_order(workspace):
     (workspace.root / "models/pretrain/config.json").unlink()
     assert "dvc repro" in workspace.fail("python", "-m", "pipelines.finetune", "grpo_rm")
     assert "expected `python -m pipelines.finetune" in workspace.fail("python", "-m", "pipelines.finetune", "ppo")
-
-
-@contextmanager
-def mlflow_server(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with closing(socket.socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--artifacts-destination", str(directory)]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        wait_for(lambda: urllib.request.urlopen(f"{uri}/health", timeout=1).status == 200, seconds=90)
-        yield uri, server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with suppress(OSError):
-            if condition():
-                return
-        time.sleep(0.2)
-    raise TimeoutError
-
-
-@pytest.mark.service
-def test_tracking_server_lost_on_the_way_loses_no_result(workspace, tmp_path):
-    workspace.set(finetune__epochs=12)
-    with mlflow_server(tmp_path) as (uri, server):
-        training = subprocess.Popen(
-            ["python", "-m", "pipelines.finetune", "grpo_rm"],
-            cwd=workspace.root,
-            env=workspace.environment | {"MLFLOW_TRACKING_URI": uri},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert training.stdout is not None
-        lines = iter(training.stdout.readline, "")
-        assert any("epoch 2/12" in line for line in lines)
-        os.killpg(server.pid, signal.SIGKILL)
-        output, errors = training.communicate(timeout=120)
-    assert training.returncode == 0, errors
-    assert "best epoch" in output
-    assert errors.count("warning: tracking failed, the stage goes on") in (1, 2)
-    assert "results are kept" in errors
-    assert "Traceback" not in errors
-    curve = (workspace.root / "reports/training/grpo_rm.csv").read_text().splitlines()
-    assert len(curve) == 1 + 12

@@ -9,7 +9,6 @@ import yaml
 
 from pipelines.register import decide_promotion
 from pipelines.tracking.aliases import Alias
-from pipelines.tracking.runs import Run
 
 ALIASES = """
 import json, sys, mlflow
@@ -179,42 +178,3 @@ def test_another_store_is_noticed(workspace, tmp_path):
     elsewhere = workspace.succeed("python", "-m", "pipelines.summary", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/x.db")
     assert "grpo-rm-digits is not in sqlite" in elsewhere
     assert "dvc repro --force --single-item register" in elsewhere
-
-
-class Client:
-    """A tracking store whose network can be cut."""
-
-    def __init__(self) -> None:
-        self.is_reachable = True
-        self.metrics: list = []
-        self.tags: dict[str, str] = {}
-
-    def _answer(self) -> None:
-        if not self.is_reachable:
-            raise ConnectionError("unreachable")
-
-    def log_batch(self, _: str, metrics: list) -> None:
-        self._answer()
-        self.metrics += metrics
-
-    def set_tag(self, _: str, name: str, value: str) -> None:
-        self._answer()
-        self.tags[name] = value
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_outage_that_ends_loses_nothing(capsys):
-    client = Client()
-    run = Run(client, "0" * 32)
-    run.log_metrics(1, {"loss": 1.0})
-    client.is_reachable = False
-    run.set_tags({"model.sha256": "abc"})
-    run.log_metrics(2, {"loss": 0.5})
-    run.flush()
-    client.is_reachable = True
-    run.close("FINISHED")
-    assert [metric.step for metric in client.metrics] == [1, 2]
-    assert client.tags == {"model.sha256": "abc"}
-    errors = capsys.readouterr().err
-    assert errors.count("warning: tracking failed") == 1
-    assert "incomplete" not in errors

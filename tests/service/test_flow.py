@@ -256,3 +256,4 @@ def test_only_the_worker_killed(clean, prefect: PrefectApi, worker: Worker):
     worker.start()
     run = prefect.start("pipeline/on-demand", target="params")
     assert prefect.wait(run)["message"].startswith("nothing changed")
+    assert clean.succeed("git", "status", "--porcelain") == ""
