@@ -1,40 +1,83 @@
-"""How a stage starts and how it fails."""
+"""How a stage starts, and how it ends: done, failed or interrupted."""
 
 import atexit
+import contextlib
 import gc
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 OURS = ("grpo_rm", "pipelines", "__main__")
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage. What a user can mend ends as one message and exit code 1, without a traceback.
+class _Interrupt:
+    """The handler of SIGTERM and SIGINT: the first interrupts the stage as Ctrl-C does, the second ends it at once."""
 
-    GRPO_RM_DEBUG=1 shows the traceback as well.
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.is_deferred = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        if not self.is_deferred:
+            raise KeyboardInterrupt
+
+
+_interrupt = _Interrupt()
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage, and leave with its exit code: 0, 1 for an error, 143 after SIGTERM, 130 after SIGINT.
+
+    What a user can mend ends as one message, without a traceback; GRPO_RM_DEBUG=1 shows the traceback instead.
     """
     gc.set_threshold(50_000)  # importing torch and mlflow collects thousands of times otherwise: 1 s
-    try:
-        main()
-    except Exception as error:
-        if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    code = _exit_code(main)
 
     # Tearing the interpreter down takes 1 to 2 s with torch and mlflow loaded. All files are written, so: leave.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+    try:
+        main()
+    except (Exception, KeyboardInterrupt) as error:
+        # once interrupted, any error is of that: an import that was cut short, a process that the same signal ended
+        if isinstance(error, KeyboardInterrupt) or _interrupt.signal is not None:
+            print(_how_to_go_on(error), file=sys.stderr)
+            return 128 + (_interrupt.signal or signal.SIGINT)
+        if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _how_to_go_on(error: BaseException) -> str:
+    own = str(error) if isinstance(error, KeyboardInterrupt) else ""
+    return own or "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result"
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block the first SIGTERM or SIGINT is only told of, by the callable; it interrupts after the block."""
+    _interrupt.is_deferred = True
+    try:
+        yield lambda: _interrupt.signal is not None
+    finally:
+        _interrupt.is_deferred = False
+    if _interrupt.signal is not None:
+        raise KeyboardInterrupt
 
 
 def is_for_user(error: Exception) -> bool:

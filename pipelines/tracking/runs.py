@@ -149,7 +149,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, context: str) -> Iterator[Run]:
+def start_run(
+    stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, context: str, resume: str | None = None
+) -> Iterator[Run]:
     """Open an MLflow run for a stage, with its parameters, the prepared data and its DVC hash, and system metrics.
 
     Args:
@@ -157,6 +159,7 @@ def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, 
         tracking: Experiment and interval of the system metrics.
         parameters: Nested mapping; logged flat, with dots.
         context: What the data are used for: "training" or "evaluation".
+        resume: Id of the run to go on with, if the store has it: parameters and data are recorded there already.
 
     Raises:
         ConnectionError: The tracking store cannot be used.
@@ -166,15 +169,19 @@ def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, 
     os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = str(tracking.system_metrics_interval)
     try:
         client = use_tracking_store()
+        known = resume if resume and _has_run(client, resume) else None
+        parent = os.environ.get(PARENT_RUN_VARIABLE)
         active = mlflow.start_run(
+            run_id=known,
             experiment_id=open_experiment(tracking.experiment),
             run_name=stage,
-            parent_run_id=os.environ.get(PARENT_RUN_VARIABLE),
-            tags={"dvc.stage": stage, **git_tags()},
+            parent_run_id=parent,
+            tags={"dvc.stage": stage, **git_tags(), **({"mlflow.parentRunId": parent} if parent else {})},
             log_system_metrics=True,
         )
-        mlflow.log_params(flatten(parameters))
-        _log_dataset(context)
+        if known is None:
+            mlflow.log_params(flatten(parameters))
+            _log_dataset(context)
     except Exception as error:
         with contextlib.suppress(Exception):  # the store may be gone by now
             mlflow.end_run("FAILED")
@@ -186,6 +193,17 @@ def start_run(stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, 
         run.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     run.close("FINISHED")
+
+
+def _has_run(client: "MlflowClient", run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
