@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 OURS = ("grpo_rm", "pipelines", "__main__")
+GRACE_SECONDS = 5
+INTERRUPTED = "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result"
 
 
 class _Interrupt:
@@ -25,7 +27,13 @@ class _Interrupt:
             os._exit(128 + number)
         self.signal = number
         if not self.is_deferred:
+            signal.alarm(GRACE_SECONDS)
             raise KeyboardInterrupt
+
+    def insist(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """End the stage where a library swallowed the interrupt, as some do while they are imported."""
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(128 + (self.signal or signal.SIGINT))
 
 
 _interrupt = _Interrupt()
@@ -39,7 +47,9 @@ def run_stage(main: Callable[[], None]) -> None:
     gc.set_threshold(50_000)  # importing torch and mlflow collects thousands of times otherwise: 1 s
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt.insist)
     code = _exit_code(main)
+    _interrupt.is_deferred = True  # nothing is left to interrupt
 
     # Tearing the interpreter down takes 1 to 2 s with torch and mlflow loaded. All files are written, so: leave.
     atexit._run_exitfuncs()
@@ -54,18 +64,14 @@ def _exit_code(main: Callable[[], None]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         # once interrupted, any error is of that: an import that was cut short, a process that the same signal ended
         if isinstance(error, KeyboardInterrupt) or _interrupt.signal is not None:
-            print(_how_to_go_on(error), file=sys.stderr)
+            signal.alarm(0)
+            print((isinstance(error, KeyboardInterrupt) and str(error)) or INTERRUPTED, file=sys.stderr)
             return 128 + (_interrupt.signal or signal.SIGINT)
         if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _how_to_go_on(error: BaseException) -> str:
-    own = str(error) if isinstance(error, KeyboardInterrupt) else ""
-    return own or "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result"
 
 
 @contextlib.contextmanager

@@ -76,6 +76,18 @@ def test_an_error_on_the_way_down_is_not_shown():
     assert (done.returncode, done.stderr) == (143, INTERRUPTED)
 
 
+def test_a_swallowed_interrupt_ends_a_stage_soon():
+    body = f"""
+    import pipelines.stage
+    pipelines.stage.GRACE_SECONDS = 1
+    try:
+        {KILL.format("SIGTERM")}; time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(60)"""
+    done = run(body)
+    assert (done.returncode, done.stderr) == (143, INTERRUPTED)
+
+
 DEFERRED = """
     from pipelines.stage import deferred_interrupt
     with deferred_interrupt() as should_stop:
