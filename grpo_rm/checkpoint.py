@@ -1,24 +1,35 @@
-"""A model on disk: model.safetensors and config.json."""
+"""On disk: a model (model.safetensors and config.json), and the state of a training that is under way (state.pt).
 
+A file is written beside its place and moved there: after a crash, of the process or of the machine, it is the old one
+or the new one.
+"""
+
+import hashlib
 import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from grpo_rm.model import Model, ModelConfig
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+State = dict[str, Any]
+
+WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.pt"
 
 
 def save_model(model: Model, directory: Path) -> None:
     """Write the model. Each file is complete or not there at all; equal weights give equal bytes."""
-    directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / f"{WEIGHTS}.tmp")
-    (directory / f"{WEIGHTS}.tmp").replace(directory / WEIGHTS)
-    (directory / f"{CONFIG}.tmp").write_text(json.dumps(asdict(model.config), indent=2) + "\n", encoding="utf-8")
-    (directory / f"{CONFIG}.tmp").replace(directory / CONFIG)
+    config = json.dumps(asdict(model.config), indent=2) + "\n"
+    write_file(directory / WEIGHTS, lambda path: save_file(weights, path))
+    write_file(directory / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
 
 
 def load_config(directory: Path) -> ModelConfig:
@@ -44,3 +55,79 @@ def load_model(directory: Path) -> Model:
     model = Model(load_config(directory))
     model.load_state_dict(load_file(directory / WEIGHTS))
     return model.eval()
+
+
+def hash_model(model: Model) -> str:
+    """Return the SHA-256 of configuration and weights."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_state(state: State, directory: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Write the state of a training, tensors and plain values, and beside it what its result depends on."""
+    content = {"fingerprint": json.dumps(fingerprint), "state": state}
+    write_file(directory / STATE, lambda path: torch.save(content, path))
+
+
+def load_state(directory: Path, fingerprint: Mapping[str, Any]) -> State | None:
+    """Read the state of a training, on the CPU; None where there is none.
+
+    Raises:
+        ValueError: It was saved under another fingerprint, or is damaged. The message is the reason alone.
+    """
+    if not has_state(directory):
+        return None
+    try:
+        content = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{STATE} cannot be read") from error
+    saved, current = json.loads(content["fingerprint"]), json.loads(json.dumps(fingerprint))
+    if changed := [name for name in saved | current if saved.get(name) != current.get(name)]:
+        raise ValueError(f"{', '.join(changed)} changed")
+    state: State = content["state"]
+    return state
+
+
+def has_state(directory: Path) -> bool:
+    """Whether a training is under way there: interrupted, or running."""
+    return (directory / STATE).is_file()
+
+
+def remove_state(directory: Path) -> None:
+    """Remove the state; models stay."""
+    (directory / STATE).unlink(missing_ok=True)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's random numbers on the CPU and on the device."""
+    on_device = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state()} | on_device
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go back to a state of `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a path beside `path`, and move what it wrote to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.tmp")
+    write(partial)
+    _to_disk(partial)
+    partial.replace(path)
+    _to_disk(path.parent)  # the new name
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or directory would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

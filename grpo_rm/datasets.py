@@ -5,6 +5,7 @@ trained before. That is what makes two arms comparable and a run repeatable.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
 class _Epoch(Sampler[Key]):
     def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
-        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
         return self.length
@@ -111,7 +113,7 @@ class _Epoch(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
-        return iter((self.epoch, int(index)) for index in order)
+        return iter((self.epoch, int(index)) for index in order[self.start :])
 
 
 class Batches:
@@ -149,13 +151,32 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_group,
             generator=torch.Generator(),  # not the global one: dropout would depend on the number of workers
         )
 
     def __len__(self) -> int:
         return len(self._loader)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `number`."""
-        self._sampler.epoch = number
+    def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `number`, without decoding those before batch `start`."""
+        self._sampler.epoch, self._sampler.start = number, start * self.batch_size
         yield from self._loader
+
+    def close(self) -> None:
+        """End the worker processes; the next epoch starts new ones.
+
+        Left to the garbage collector, each would be waited for 5 s.
+        """
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:  # only workers persist
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _leave_group(worker: int) -> None:  # noqa: ARG001
+    """Let the signals of a whole process group (Ctrl-C, a cancelled flow) reach the main process alone.
+
+    It finishes its step and ends the workers; a worker that died first would end it in the middle of one. A worker
+    whose main process is gone ends by itself within seconds.
+    """
+    os.setpgid(0, 0)

@@ -29,16 +29,30 @@ class Progress:
         self._images += images
         self._bar.update(images)
 
+    def resume(self, *, epoch: int, step: int, steps: int) -> None:
+        """Say where an earlier run stopped; speed counts what comes from here on."""
+        self._bar.initial = self._bar.n = step * self.epochs * self.images_per_epoch // steps
+        self._bar.refresh()
+        self.say(f"resumes at epoch {epoch}, step {step} of {steps}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        tqdm.write(f"{self.title}  {text}", file=sys.stdout)
+        sys.stdout.flush()
+
     def end_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Print the line of an epoch."""
-        speed = self._images / (time.monotonic() - self._started)
-        left = (self.epochs - epoch) * self.images_per_epoch / speed
+        """Print the line of an epoch; `epoch_of` reads it."""
         # with a fresh old policy the value of the clipped objective is 0 all along; this reward is the mean p(label)
         first = "rewards/accuracy/mean" if "rewards/accuracy/mean" in metrics else "train_loss"
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in (first, "val_accuracy", "val_nll"))
-        line = f"{self.title}  epoch {epoch}/{self.epochs}  {values}  {speed:,.0f} images/s  {_clock(left)} left"
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        self.say(f"epoch {epoch}/{self.epochs}  {values}{self._pace(epoch)}")
+
+    def _pace(self, epoch: int) -> str:
+        if not self._images:  # resumed after the last image of the epoch
+            return ""
+        speed = self._images / (time.monotonic() - self._started)
+        left = (self.epochs - epoch) * self.images_per_epoch / speed
+        return f"  {speed:,.0f} images/s  {_clock(left)} left"
 
     def __enter__(self) -> Self:
         return self
@@ -47,13 +61,13 @@ class Progress:
         self._bar.close()
 
 
+def epoch_of(line: str) -> tuple[int, int] | None:
+    """Return (epoch, epochs) from a line that ended an epoch, None from any other line."""
+    found = re.search(r"  epoch (\d+)/(\d+)  ", line)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-def epoch_of(line: str) -> tuple[int, int] | None:
-    """Return (epoch, epochs) of a line that `end_epoch` printed, or None for any other line."""
-    found = re.search(r"  epoch (\d+)/(\d+)  ", line)
-    return (int(found[1]), int(found[2])) if found else None

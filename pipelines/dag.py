@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.processes import bound_to_us, end_tree
-from pipelines.stage import OUTAGE
+from pipelines.stage import BOUND_VARIABLE, OUTAGE
 
 Outcome = Literal["ran", "cached", "restored", "failed", "outage", "timed out", "cancelled"]
 
@@ -156,7 +156,7 @@ def reproduce(
     process = subprocess.Popen(
         bound_to_us(command),
         cwd=root,
-        env={**os.environ, **_path(), **environment},
+        env={**os.environ, **_surroundings(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -202,9 +202,10 @@ def _with_indented(lines: Sequence[str], start: int) -> list[str]:
     return list(lines[start:end])
 
 
-def _path() -> dict[str, str]:
-    """The commands of dvc.yaml say `python`: this one."""
-    return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+def _surroundings() -> dict[str, str]:
+    """Return what a stage finds in its environment. The commands of dvc.yaml say `python`: this one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {"PATH": path, "PYTHONUNBUFFERED": "1", BOUND_VARIABLE: "1"}
 
 
 @contextlib.contextmanager

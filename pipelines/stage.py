@@ -1,41 +1,102 @@
-"""How a stage starts and how it fails."""
+"""How a stage starts, and how it ends: done, failed or interrupted."""
 
 import atexit
+import contextlib
+import ctypes
 import gc
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
+BOUND_VARIABLE = "GRPO_RM_BOUND"  # set where a stage is not to outlive the process that started it
 OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
 OURS = ("grpo_rm", "pipelines", "__main__")
+GRACE_SECONDS = 5
+INTERRUPTED = "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result"
+
+
+def end_with_parent() -> None:
+    """Have the kernel send us SIGTERM when the parent process is gone, killed or not; Linux alone can do that."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+class _Interrupt:
+    """The handler of SIGTERM and SIGINT: the first interrupts the stage as Ctrl-C does, the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.is_deferred = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        if not self.is_deferred:
+            signal.alarm(GRACE_SECONDS)
+            raise KeyboardInterrupt
+
+    def insist(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """End the stage where a library swallowed the interrupt, as some do while they are imported."""
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(128 + (self.signal or signal.SIGINT))
+
+
+_interrupt = _Interrupt()
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage. What a user can mend ends as one message and exit code 1, without a traceback.
+    """Run a stage, and leave with its exit code: 0, 1 for an error, 75 for a server that does not answer, 143 after
+    SIGTERM, 130 after SIGINT.
 
-    GRPO_RM_DEBUG=1 shows the traceback as well.
+    What a user can mend ends as one message, without a traceback; GRPO_RM_DEBUG=1 shows the traceback instead.
     """
     gc.set_threshold(50_000)  # importing torch and mlflow collects thousands of times otherwise: 1 s
-    try:
-        main()
-    except Exception as error:
-        if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    if BOUND_VARIABLE in os.environ:
+        end_with_parent()
+    signal.signal(signal.SIGALRM, _interrupt.insist)
+    code = _exit_code(main)
+    _interrupt.is_deferred = True  # nothing is left to interrupt
 
     # Tearing the interpreter down takes 1 to 2 s with torch and mlflow loaded. All files are written, so: leave.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+    try:
+        main()
+    except (Exception, KeyboardInterrupt) as error:
+        # once interrupted, any error is of that: an import that was cut short, a process that the same signal ended
+        if isinstance(error, KeyboardInterrupt) or _interrupt.signal is not None:
+            signal.alarm(0)
+            print((isinstance(error, KeyboardInterrupt) and str(error)) or INTERRUPTED, file=sys.stderr)
+            return 128 + (_interrupt.signal or signal.SIGINT)
+        if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return OUTAGE if isinstance(error, ConnectionError) else 1
+    return 0
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block the first SIGTERM or SIGINT is only told of, by the callable; it interrupts after the block."""
+    _interrupt.is_deferred = True
+    try:
+        yield lambda: _interrupt.signal is not None
+    finally:
+        _interrupt.is_deferred = False
+    if _interrupt.signal is not None:
+        raise KeyboardInterrupt
 
 
 def is_for_user(error: Exception) -> bool:

@@ -1,23 +1,29 @@
 """What pretraining and fine-tuning share: prepared data and a recipe in, a model, its curve and its run out."""
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpo_rm.checkpoint import WEIGHTS, save_model
+from grpo_rm.checkpoint import WEIGHTS, has_state, remove_state, save_model, write_file
 from grpo_rm.config import Config, Training
 from grpo_rm.datasets import read_dataset
 from grpo_rm.inference import best_device
 from grpo_rm.model import Model
-from grpo_rm.trainer import Loss, Recipe, Trainer, best_epoch
+from grpo_rm.recipe import Recipe
+from grpo_rm.trainer import Loss, Trainer, best_epoch
 from pipelines.batches import PREPARED, training_batches
-from pipelines.lineage import data_hash, sha256
+from pipelines.lineage import ROOT, data_hash, sha256
+from pipelines.stage import deferred_interrupt
 from pipelines.tables import write_csv
-from pipelines.tracking.runs import start_run
+from pipelines.tracking.runs import Run, flatten, start_run
 
-CURVES = Path("reports/training")
+CURVES, CHECKPOINTS = Path("reports/training"), Path("checkpoints")
+RUN = "run.json"  # beside the state: the MLflow run that goes on with it
 
 
 def train_stage(
@@ -33,6 +39,8 @@ def train_stage(
 ) -> None:
     """Train, write the best model and its learning curve, and record the run.
 
+    A training that was interrupted or killed goes on where it was, in the run it had.
+
     Args:
         stage: The DVC stage.
         model: Where to start from.
@@ -44,7 +52,14 @@ def train_stage(
         initial_model: SHA-256 of the weights it starts from, where they are a model of this project.
     """
     train, val = training_batches(model.config, training, seed=config.seed)
-    with start_run(stage, config.tracking, parameters | config.model_dump(include={"data"}), context="training") as run:
+    origin = provenance(stage, parameters, initial_model)
+    fingerprint = flatten(origin) | {"manifest": sha256(PREPARED / "manifest.parquet")} | hash_code()
+    checkpoints = CHECKPOINTS / stage.replace("@", "/")
+    recorded = parameters | config.model_dump(include={"data"})
+    with (
+        _run_of_training(stage, config, recorded, checkpoints, fingerprint) as run,
+        deferred_interrupt() as should_stop,
+    ):
         trainer = Trainer(
             model,
             loss,
@@ -53,13 +68,17 @@ def train_stage(
             recipe(training),
             seed=config.seed,
             device=best_device(),
-            checkpoints=Path("checkpoints") / stage.replace("@", "/"),
+            checkpoints=checkpoints,
             title=stage,
+            fingerprint=fingerprint,
             on_step=run.log_metrics,
             on_epoch=run.log_metrics,
+            should_stop=should_stop,
         )
+        if trainer.step:
+            run.set_tags({"resumed_at_step": str(trainer.step)})
         save_model(trainer.fit(), output)
-        write_provenance(stage, parameters, output, initial_model)
+        write_json(output / "training.json", origin)
         curve = CURVES / f"{output.name}.csv"
         write_csv(curve, trainer.history)
         best = best_epoch(trainer.history)
@@ -69,11 +88,34 @@ def train_stage(
     print(f"{stage}: best epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} -> {output}")
 
 
-def write_provenance(stage: str, parameters: dict[str, Any], output: Path, initial_model: str | None) -> None:
-    """Write training.json beside the weights: what they were made from. The exported file carries it."""
+@contextlib.contextmanager
+def _run_of_training(
+    stage: str, config: Config, parameters: Mapping[str, Any], checkpoints: Path, fingerprint: Mapping[str, Any]
+) -> Iterator[Run]:
+    """Open the run, or the one that this very training had when it was interrupted; both end with the training."""
+    note = checkpoints / RUN
+    known = _known_run(note, fingerprint)
+    try:
+        with start_run(stage, config.tracking, parameters, context="training", resume=known) as run:
+            write_json(note, {"run_id": run.run_id, "fingerprint": fingerprint})
+            yield run
+        remove_state(checkpoints)
+    finally:
+        if not has_state(checkpoints):
+            note.unlink(missing_ok=True)
+
+
+def _known_run(note: Path, fingerprint: Mapping[str, Any]) -> str | None:
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    is_same = json.dumps(known.get("fingerprint")) == json.dumps(fingerprint)
+    return str(known["run_id"]) if is_same else None
+
+
+def provenance(stage: str, parameters: dict[str, Any], initial_model: str | None) -> dict[str, Any]:
+    """Return what a model is made from: training.json beside the weights. The exported file carries it."""
     import timm
 
-    provenance = {
+    return {
         "stage": stage,
         "parameters": parameters,
         "data": data_hash(),
@@ -82,7 +124,20 @@ def write_provenance(stage: str, parameters: dict[str, Any], output: Path, initi
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-    (output / "training.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+
+
+def hash_code() -> dict[str, str]:
+    """Return the SHA-256 of every file of this repository that trains: the library as far as it is loaded, and us."""
+    names = [name for name in sys.modules if name.startswith("grpo_rm.")]
+    names += ["pipelines.batches", "pipelines.training", "__main__"]
+    files = sorted({Path(file) for name in names if (file := sys.modules[name].__file__)})
+    return {file.relative_to(ROOT).as_posix(): sha256(file) for file in files}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, in the order given."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def recipe(training: Training) -> Recipe:

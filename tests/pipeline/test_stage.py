@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,59 @@ def test_an_interrupt_says_what_to_do():
     done = run("raise KeyboardInterrupt")
     assert done.returncode == 130
     assert done.stderr.startswith("interrupted; `dvc repro` runs this stage again")
+
+
+KILL = "import os, signal, time; os.kill(os.getpid(), signal.{})"
+INTERRUPTED = "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result\n"
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_a_stage_at_once(name, code):
+    done = run(KILL.format(name) + "; time.sleep(60)")
+    assert (done.returncode, done.stderr) == (code, INTERRUPTED)
+
+
+def test_an_error_on_the_way_down_is_not_shown():
+    """Libraries turn an interrupt into errors of their own."""
+    body = f"""
+    try:
+        {KILL.format("SIGTERM")}; time.sleep(60)
+    except KeyboardInterrupt:
+        raise RuntimeError("a worker died")"""
+    done = run(body)
+    assert (done.returncode, done.stderr) == (143, INTERRUPTED)
+
+
+def test_a_swallowed_interrupt_ends_a_stage_soon():
+    body = f"""
+    import pipelines.stage
+    pipelines.stage.GRACE_SECONDS = 1
+    try:
+        {KILL.format("SIGTERM")}; time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(60)"""
+    done = run(body)
+    assert (done.returncode, done.stderr) == (143, INTERRUPTED)
+
+
+DEFERRED = """
+    from pipelines.stage import deferred_interrupt
+    with deferred_interrupt() as should_stop:
+        print(should_stop())
+        {kill}
+        print(should_stop(), flush=True)
+        {then}
+    print("not reached")"""
+
+
+def test_a_deferred_interrupt_comes_after_the_block():
+    done = run(DEFERRED.format(kill=KILL.format("SIGTERM"), then="pass"))
+    assert (done.returncode, done.stdout, done.stderr) == (143, "False\nTrue\n", INTERRUPTED)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_the_second_signal_ends_at_once(name, code):
+    start = time.monotonic()
+    done = run(DEFERRED.format(kill=KILL.format("SIGTERM"), then=f"{KILL.format(name)}; time.sleep(60)"))
+    assert time.monotonic() - start < 30
+    assert (done.returncode, done.stdout, done.stderr) == (code, "False\nTrue\n", "")

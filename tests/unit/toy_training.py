@@ -9,7 +9,8 @@ from PIL import Image
 from grpo_rm.datasets import Batches, Split
 from grpo_rm.losses import cross_entropy_loss, grpo_rm_loss
 from grpo_rm.model import Model, ModelConfig
-from grpo_rm.trainer import Recipe, Trainer
+from grpo_rm.recipe import Recipe
+from grpo_rm.trainer import Trainer
 from grpo_rm.transforms import evaluation_view, training_view
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def create_trainer(
         device=CPU,
         checkpoints=checkpoints,
         title="test",
-        **(options or {}),
+        **({"fingerprint": {}} | (options or {})),
     )
 
 

@@ -1,0 +1,103 @@
+"""A training that is cancelled, or killed, goes on with the next run of its stage: for real, as a process group."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from grpo_rm.progress import epoch_of
+
+pytestmark = pytest.mark.pipeline
+
+COMMAND = ("python", "-m", "pipelines.finetune", "grpo_rm")
+CHECKPOINTS, MODEL = "checkpoints/finetune/grpo_rm", "models/finetune/grpo_rm"
+CURVE = "reports/training/grpo_rm.csv"
+
+
+def signal_after(workspace, epoch: int, number: signal.Signals) -> tuple[int, str, str]:
+    """Signal the whole group when an epoch is done, as a cancelled flow does; return exit code and output.
+
+    The processes that decode images are gone soon afterwards.
+    """
+    training = subprocess.Popen(
+        COMMAND,
+        cwd=workspace.root,
+        env=workspace.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert training.stdout is not None
+    lines = []
+    for line in training.stdout:
+        lines.append(line)
+        if epoch_of(line) == (epoch, 3):
+            break
+    workers = psutil.Process(training.pid).children(recursive=True)
+    assert len(workers) >= 2, lines
+    os.killpg(training.pid, number)
+    output, errors = training.communicate(timeout=60)
+    assert psutil.wait_procs(workers, timeout=15)[1] == []
+    return training.returncode, "".join(lines) + output, errors
+
+
+def query(workspace, sql: str) -> list[tuple]:
+    with closing(sqlite3.connect(workspace.root / "mlruns/mlflow.db")) as database:
+        return database.execute(sql).fetchall()
+
+
+def files_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def code_of_the_stage(workspace) -> set[str]:
+    """Return what dvc.yaml names, without what comes after the training."""
+    deps = yaml.safe_load((workspace.root / "dvc.yaml").read_text())["stages"]["finetune"]["do"]["deps"]
+    return {name for name in deps if name.endswith(".py")} - {"pipelines/lineage.py", "pipelines/tables.py"}
+
+
+def test_an_interrupted_training_goes_on(workspace):
+    """Interrupted in its second epoch and killed in its third; workers change no weight, so the model is the same."""
+    checkpoints = workspace.root / CHECKPOINTS
+    names = (f"{MODEL}/model.safetensors", f"{MODEL}/config.json", CURVE)
+    reference = {name: (workspace.root / name).read_bytes() for name in names}
+    provenance = json.loads((workspace.root / MODEL / "training.json").read_text())
+    assert files_in(checkpoints) == {"best", "last"}
+    workspace.set(finetune__workers=2)
+    began = int(time.time() * 1000)
+    runs = f"select run_uuid, status from runs where name = 'finetune@grpo_rm' and start_time > {began}"
+
+    code, _, errors = signal_after(workspace, 1, signal.SIGTERM)
+    assert code == 143, errors
+    step, message = errors.removeprefix("interrupted at step ").split(" ", maxsplit=1)
+    assert 16 <= int(step) < 48
+    assert message == f"of 48; {CHECKPOINTS} keeps it: the next run of this stage goes on from there\n"
+    assert files_in(checkpoints) == {"best", "last", "run.json", "state.pt"}
+    fingerprint = json.loads((checkpoints / "run.json").read_text())["fingerprint"]
+    assert code_of_the_stage(workspace) <= set(fingerprint)
+    ((run, status),) = query(workspace, runs)
+    assert status == "KILLED"
+
+    code, output, errors = signal_after(workspace, 2, signal.SIGKILL)
+    assert code == -signal.SIGKILL, errors
+    assert f"finetune@grpo_rm  resumes at epoch 2, step {step} of 48\n" in output
+
+    assert "  resumes at epoch " in workspace.succeed(*COMMAND)
+    assert {name: (workspace.root / name).read_bytes() for name in names} == reference
+    provenance["parameters"]["finetune"]["workers"] = 2
+    assert (workspace.root / MODEL / "training.json").read_text() == json.dumps(provenance, indent=2) + "\n"
+    assert files_in(checkpoints) == {"best", "last"}
+    assert query(workspace, runs) == [(run, "FINISHED")]
+    steps = query(workspace, f"select distinct step from metrics where key = 'train_loss' and run_uuid = '{run}'")
+    assert sorted(step for (step,) in steps) == list(range(1, 49))
+    ((resumed,),) = query(workspace, f"select value from tags where key = 'resumed_at_step' and run_uuid = '{run}'")
+    assert int(step) <= int(resumed) < 48
