@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from serving.settings import Settings, read_settings
@@ -37,19 +38,20 @@ def serve(settings: Settings) -> None:
     from serving.registry import open_registry
 
     alias = parse_alias(settings.model)
-    if alias:
-        deployment = Deployment()
-        registry = open_registry(settings.tracking_uri)
-        follower = Follower(deployment, registry, alias, poll_seconds=settings.poll_seconds)
-    else:
-        deployment, follower = Deployment(load_file(Path(settings.model))), None
-    uvicorn.run(
-        create_app(deployment, follower, webhook_secret=settings.webhook_secret),
-        host=settings.host,
-        port=settings.port,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    # Versions are downloaded for this process alone: what a start finds is what the registry has.
+    with tempfile.TemporaryDirectory(prefix="grpo-rm-serving-", ignore_cleanup_errors=True) as cache:
+        if alias:
+            deployment, registry = Deployment(), open_registry(settings.tracking_uri)
+            follower = Follower(deployment, registry, alias, cache=Path(cache), poll_seconds=settings.poll_seconds)
+        else:
+            deployment, follower = Deployment(load_file(Path(settings.model))), None
+        uvicorn.run(
+            create_app(deployment, follower, webhook_secret=settings.webhook_secret),
+            host=settings.host,
+            port=settings.port,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import logging
 import re
 import shutil
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +49,14 @@ class Follower(threading.Thread):
     at once make one reload.
     """
 
-    def __init__(self, deployment: Deployment, registry: Registry, alias: Alias, *, poll_seconds: float) -> None:
+    def __init__(
+        self, deployment: Deployment, registry: Registry, alias: Alias, *, cache: Path, poll_seconds: float
+    ) -> None:
         super().__init__(name="follower", daemon=True)  # a download under way does not hold up the end of the process
-        self.deployment, self.registry, self.alias, self.poll_seconds = deployment, registry, alias, poll_seconds
+        self.deployment, self.registry, self.alias = deployment, registry, alias
+        self.cache, self.poll_seconds = cache, poll_seconds
         self._wake, self._is_stopped = threading.Event(), False
         self._rejected: Version | None = None
-        self._cache = tempfile.TemporaryDirectory(prefix="grpo-rm-serving-")
         deployment.error = f"{alias.name}@{alias.alias} is being loaded"
 
     def run(self) -> None:
@@ -96,7 +97,7 @@ class Follower(threading.Thread):
         return model is not None and model.version == version.version
 
     def _deploy(self, version: Version) -> None:
-        directory = Path(self._cache.name) / version.version
+        directory = self.cache / version.version
         try:
             model = load_version(self.registry, version, directory)
         except ValueError:
@@ -112,7 +113,7 @@ class Follower(threading.Thread):
 
     def _forget_old_versions(self, newest: Path) -> None:
         newest.touch()
-        directories = sorted(Path(self._cache.name).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        directories = sorted(self.cache.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         for directory in directories[:-KEPT_VERSIONS]:
             shutil.rmtree(directory)
 
