@@ -36,6 +36,10 @@ ui: $(READY)  ## open the MLflow UI on the local store (MLFLOW_PORT=5000)
 		--backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" \
 		--default-artifact-root "file://$(CURDIR)/mlruns/artifacts"
 
+MODEL ?= models:/$(or $(shell sed -n 's/^  "name": "\(.*\)",$$/\1/p' reports/registration.json 2>/dev/null),grpo-rm-digits)@champion
+serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS or a file, GRPO_RM_PORT=8000)
+	@exec python -m serving --model "$(MODEL)"
+
 bench: $(READY)  ## measure what docs/benchmarks.md reports (a copy of the repository, some minutes)
 	@python -m benchmarks.pipeline
 
@@ -57,4 +61,4 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-.PHONY: help pipeline test check ui bench lock setup
+.PHONY: help pipeline test check ui serve bench lock setup

@@ -13,6 +13,8 @@ import pytest
 from server_process import picture, serving
 from tiny_onnx import write_onnx
 
+from serving.settings import read_settings
+
 ROOT = Path(__file__).parents[2]
 RED = picture((255, 0, 51))
 
@@ -181,44 +183,61 @@ def test_requests_of_many_clients(server):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "reason"),
+    ("arguments", "reason"),
     [
-        ([], {}, "no model: name one with --model or GRPO_RM_MODEL"),
-        (["--model", "nowhere.onnx"], {}, "there is no model file nowhere.onnx"),
-        (["--model", "models:/name/3"], {}, "expected models:/NAME@ALIAS"),
-        (["--model", "models:/n@a"], {"MLFLOW_TRACKING_URI": "postgresql://u:p@h/d"}, "has the scheme 'postgresql'"),
-        (["--model", "x.onnx", "--port", "70000"], {}, "the port is '70000'"),
-        ([], {"GRPO_RM_MODEL": "x.onnx", "GRPO_RM_POLL_SECONDS": "0"}, "GRPO_RM_POLL_SECONDS is '0'"),
+        ([], "no model: name one with --model or GRPO_RM_MODEL"),
+        (["--model", "nowhere.onnx"], "there is no model file nowhere.onnx"),
     ],
 )
-def test_what_cannot_be_served(arguments, environment, reason, tmp_path):
-    clean = {"PATH": "/usr/bin", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "serving", *arguments],
-        cwd=tmp_path,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_what_cannot_be_served(arguments, reason, tmp_path):
+    done = run(tmp_path, "serving", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and reason in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("GRPO_RM_PORT", "70000", "the port is '70000'"),
+        ("GRPO_RM_PORT", "²", "the port is"),
+        ("GRPO_RM_POLL_SECONDS", "0", "GRPO_RM_POLL_SECONDS is '0'"),
+        ("GRPO_RM_POLL_SECONDS", "nan", "GRPO_RM_POLL_SECONDS is 'nan'"),
+        ("GRPO_RM_POLL_SECONDS", "soon", "GRPO_RM_POLL_SECONDS is 'soon'"),
+    ],
+)
+def test_settings_that_cannot_be_used(monkeypatch, name, value, reason):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=reason):
+        read_settings(["--model", "x.onnx"])
+
+
+def test_settings(monkeypatch):
+    for name, value in {"MODEL": "a.onnx", "HOST": "0.0.0.0", "PORT": "1", "WEBHOOK_SECRET": "hidden"}.items():
+        monkeypatch.setenv(f"GRPO_RM_{name}", value)
+    settings = read_settings([])
+    assert (settings.model, settings.host, settings.port, settings.poll_seconds) == ("a.onnx", "0.0.0.0", 1, 30)
+    assert settings.webhook_secret == "hidden" and "hidden" not in repr(settings)
+    assert read_settings(["--model", "b.onnx", "--port", "2"]).port == 2
+
+
+def run(directory, *command, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=directory,
+        env={"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_the_webhook_command_needs_a_server_and_a_secret(tmp_path):
-    command = [sys.executable, "-m", "serving.webhook", "register", "--url", "http://x/hooks/mlflow"]
+    server = {"MLFLOW_TRACKING_URI": "http://user:hidden@127.0.0.1:9"}
     for environment, reason in [
         ({}, "names no server"),
-        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "GRPO_RM_WEBHOOK_SECRET is not set"),
-        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "GRPO_RM_WEBHOOK_SECRET": "s"}, "127.0.0.1:9 does not answer"),
+        (server, "GRPO_RM_WEBHOOK_SECRET is not set"),
+        (server | {"GRPO_RM_WEBHOOK_SECRET": "s"}, "http://127.0.0.1:9 does not answer"),
     ]:
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT)} | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(tmp_path, "serving.webhook", "register", "--url", "http://x/hooks/mlflow", **environment)
         assert done.returncode == 1
-        assert done.stderr.startswith("error: ") and reason in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and reason in done.stderr and done.stderr.count("\n") == 1
