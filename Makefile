@@ -35,6 +35,10 @@ ui: $(READY)  ## open MLflow and Prefect (MLFLOW_PORT=5000 PREFECT_PORT=4200)
 schedule: $(READY)  ## start a Prefect server and a worker, and schedule the deployments of prefect.yaml
 	@exec python -m pipelines.services schedule $(PORTS)
 
+MODEL ?= models:/$(or $(shell sed -n 's/^  "name": "\(.*\)",$$/\1/p' reports/registration.json 2>/dev/null),grpo-rm-digits)@champion
+serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS or a file, GRPO_RM_PORT=8000)
+	@exec python -m serving --model "$(MODEL)"
+
 bench: $(READY)  ## measure what docs/benchmarks.md reports (a copy of the repository, some minutes)
 	@python -m benchmarks.pipeline
 
@@ -56,4 +60,4 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-.PHONY: help pipeline test check ui schedule bench lock setup
+.PHONY: help pipeline test check ui schedule serve bench lock setup

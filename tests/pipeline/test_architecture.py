@@ -8,11 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORCHESTRATION = ("mlflow", "prefect", "dvc", "great_expectations")
-LIBRARY = sorted(
-    ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for file in (ROOT / "grpo_rm").rglob("*.py")
-    if file.name != "__init__.py"
-)
+
+
+def modules_of(package: str) -> list[str]:
+    return sorted(
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in (ROOT / package).rglob("*.py")
+        if file.name != "__init__.py"
+    )
+
 
 CHECK = """
 import importlib, sys
@@ -29,7 +33,11 @@ def imported_by(modules: list[str], suspects: tuple[str, ...]) -> list[str]:
 
 
 def test_the_library_imports_no_orchestration():
-    assert imported_by(LIBRARY, (*ORCHESTRATION, "pipelines")) == []
+    assert imported_by(modules_of("grpo_rm"), (*ORCHESTRATION, "pipelines")) == []
+
+
+def test_the_server_imports_neither_torch_nor_mlflow_nor_the_other_packages():
+    assert imported_by(modules_of("serving"), ("torch", "timm", *ORCHESTRATION, "grpo_rm", "pipelines")) == []
 
 
 def test_that_test_can_fail():

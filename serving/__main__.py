@@ -1,0 +1,58 @@
+"""`python -m serving --model models:/NAME@champion` or `--model PATH.onnx`."""
+
+import logging
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from serving.settings import Settings, read_settings
+
+GRACE_SECONDS = 8  # for requests under way; container engines kill after 10
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then raises the signal again
+        signal.signal(number, lambda *_: sys.exit(0))
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    try:
+        serve(read_settings())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def serve(settings: Settings) -> None:
+    """Serve a file, which must be there, or follow an alias, which may come later.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file or a setting cannot be used.
+    """
+    import uvicorn
+
+    from serving.app import create_app
+    from serving.deployment import Deployment, load_file
+    from serving.follower import Follower, parse_alias
+    from serving.registry import open_registry
+
+    alias = parse_alias(settings.model)
+    # Versions are downloaded for this process alone: what a start finds is what the registry has.
+    with tempfile.TemporaryDirectory(prefix="grpo-rm-serving-", ignore_cleanup_errors=True) as cache:
+        if alias:
+            deployment, registry = Deployment(), open_registry(settings.tracking_uri)
+            follower = Follower(deployment, registry, alias, cache=Path(cache), poll_seconds=settings.poll_seconds)
+        else:
+            deployment, follower = Deployment(load_file(Path(settings.model))), None
+        uvicorn.run(
+            create_app(deployment, follower, webhook_secret=settings.webhook_secret),
+            host=settings.host,
+            port=settings.port,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The application: its routes, what they share, and how it starts and ends."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from serving.deployment import Deployment
+from serving.follower import Follower
+from serving.routes import health, hooks, v1
+
+
+def create_app(deployment: Deployment, follower: Follower | None, *, webhook_secret: str) -> FastAPI:
+    """Return the application.
+
+    Args:
+        deployment: The model that answers.
+        follower: Started and ended with the application; None where the model is a file.
+        webhook_secret: Shared with MLflow; "" accepts no webhook.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.threads = anyio.CapacityLimiter(os.cpu_count() or 1)  # more decoding at once is only more memory
+        if follower:
+            follower.start()
+        yield
+        if follower:
+            follower.stop()
+
+    app = FastAPI(title="grpo-rm", lifespan=lifespan)
+    app.state.deployment, app.state.follower = deployment, follower
+    app.state.webhook_secret = webhook_secret
+    for module in (health, v1, hooks):
+        app.include_router(module.router)
+    app.add_exception_handler(Exception, _internal_error)
+    return app
+
+
+async def _internal_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    """Tell a stranger nothing; the traceback is in the log."""
+    return JSONResponse({"detail": "internal error"}, 500)

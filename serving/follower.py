@@ -1,0 +1,123 @@
+"""The thread that makes the version an alias points to the live model: promotion and rollback alike."""
+
+import logging
+import re
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.deployment import Deployment, load_version
+from serving.registry import Registry, Version
+
+KEPT_VERSIONS = 2  # on disk: the live one and the one before, for a rollback without a download
+
+logger = logging.getLogger("serving")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """An alias of a registered model.
+
+    Attributes:
+        name: Of the registered model.
+        alias: Such as champion.
+    """
+
+    name: str
+    alias: str
+
+
+def parse_alias(uri: str) -> Alias | None:
+    """Return what models:/NAME@ALIAS means, or None for a path.
+
+    Raises:
+        ValueError: It is another URI of models:.
+    """
+    if not uri.startswith("models:"):
+        return None
+    match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
+    if match is None:
+        raise ValueError(f"the model is {uri!r}, expected models:/NAME@ALIAS, such as models:/grpo-rm-digits@champion")
+    return Alias(*match.groups())
+
+
+class Follower(threading.Thread):
+    """Looks at the alias when woken (by the webhook), else every `poll_seconds`.
+
+    All reloading is done by this thread, so webhook and polling cannot get into each other's way, and several webhooks
+    at once make one reload.
+    """
+
+    def __init__(
+        self, deployment: Deployment, registry: Registry, alias: Alias, *, cache: Path, poll_seconds: float
+    ) -> None:
+        super().__init__(name="follower", daemon=True)  # a download under way does not hold up the end of the process
+        self.deployment, self.registry, self.alias = deployment, registry, alias
+        self.cache, self.poll_seconds = cache, poll_seconds
+        self._wake, self._is_stopped = threading.Event(), False
+        self._rejected: Version | None = None
+        deployment.error = f"{alias.name}@{alias.alias} is being loaded"
+
+    def run(self) -> None:
+        """Follow the alias until stopped."""
+        is_woken = True
+        while not self._is_stopped:
+            self.follow(is_woken=is_woken)
+            is_woken = self._wake.wait(self.poll_seconds)
+            self._wake.clear()
+
+    def wake(self) -> None:
+        """Look at the alias now. Returns at once."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread, at once or after the reload under way. Returns at once."""
+        self._is_stopped = True
+        self._wake.set()
+
+    def follow(self, *, is_woken: bool) -> None:
+        """Look at the alias once. Whatever goes wrong, the live model stays, and the reason is told.
+
+        Args:
+            is_woken: Try a version again that failed a check; polling does not download it again and again.
+        """
+        try:
+            version = self.registry.find(self.alias.name, self.alias.alias)
+            if version == self._rejected and not is_woken:
+                return
+            if not self._is_live(version):
+                self._deploy(version)
+            self._say(None)
+        except Exception as error:  # anything: a registry that is down must not end the thread
+            self._say((str(error).strip() or type(error).__name__).splitlines()[0])
+
+    def _is_live(self, version: Version) -> bool:
+        model = self.deployment.model
+        return model is not None and model.version == version.version
+
+    def _deploy(self, version: Version) -> None:
+        directory = self.cache / version.version
+        try:
+            model = load_version(self.registry, version, directory)
+        except ValueError:
+            self._rejected = version
+            shutil.rmtree(directory)
+            raise
+        self._rejected = None
+        self.deployment.model = model  # requests under way end with the old one
+        logger.info("%s version %s is live, data %s", model.name, model.version, model.data_hash or "unknown")
+        for warning in model.warnings:
+            logger.warning("%s version %s: %s", model.name, model.version, warning)
+        self._forget_old_versions(directory)
+
+    def _forget_old_versions(self, newest: Path) -> None:
+        newest.touch()
+        directories = sorted(self.cache.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for directory in directories[:-KEPT_VERSIONS]:
+            shutil.rmtree(directory)
+
+    def _say(self, error: str | None) -> None:
+        if error and error != self.deployment.error:
+            logger.warning("the model stays as it is: %s", error)
+        self.deployment.error = error

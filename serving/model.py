@@ -1,0 +1,107 @@
+"""An exported encoder as its own file describes it: image files in, embeddings and logits out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from serving.preprocessing import Pixels, decode, evaluation_view
+
+INPUT, OUTPUTS = "images", ("embedding", "logits")
+METADATA = ("classes", "preprocessing", "model_sha256", "training")  # with the prefix grpo_rm.
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of N images.
+
+    Attributes:
+        embedding: (N, D) float32.
+        logits: (N, K) float32.
+    """
+
+    embedding: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Return the softmax of the logits: (N, K)."""
+        logits = self.logits.astype(np.float64)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+class OnnxModel:
+    """An ONNX file of stage export, on the CPU. Threads may share it.
+
+    Attributes:
+        classes: Names of the output set, in the order of the logits.
+        preprocessing: image_size, channels, crop_pct, interpolation.
+        model_sha256: Of the weights it was exported from.
+        training: How these were made: stage, parameters, hash of the data, split.
+
+    Raises:
+        ValueError: It is no ONNX file, or none of stage export.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has an exception class for each of its status codes
+            raise ValueError(f"{path.name} is no ONNX file that onnxruntime can run: {_first_line(error)}") from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        missing = [name for name in METADATA if f"grpo_rm.{name}" not in metadata]
+        if missing:
+            raise ValueError(
+                f"{path.name} was not made by this pipeline: its metadata lack {', '.join(missing)} (grpo_rm.*). "
+                "Serve a file of stage export, such as models/onnx/encoder.onnx"
+            )
+        self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
+        self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
+        self.model_sha256 = metadata["grpo_rm.model_sha256"]
+        self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])
+        self._warm_up(path)
+
+    def predict(self, files: Sequence[bytes]) -> Prediction:
+        """Decode N image files and run the model on them, as one batch.
+
+        Raises:
+            ImageError: One of them is no image, or not one that can be used.
+        """
+        return self.run(np.stack([self._pixels(file) for file in files]))
+
+    def run(self, images: NDArray[np.uint8]) -> Prediction:
+        """Run the model on images as `evaluation_view` makes them: (N, size, size, channels)."""
+        return Prediction(*self._session.run(list(OUTPUTS), {INPUT: images}))
+
+    def _pixels(self, file: bytes) -> Pixels:
+        p = self.preprocessing
+        return evaluation_view(
+            decode(file, channels=p["channels"]),
+            size=p["image_size"],
+            crop_pct=p["crop_pct"],
+            interpolation=p["interpolation"],
+        )
+
+    def _warm_up(self, path: Path) -> None:
+        """Run once, so that the first request pays for no allocation, and a file that contradicts itself is refused."""
+        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
+        try:
+            prediction = self.run(np.zeros((1, size, size, channels), np.uint8))
+        except Exception as error:
+            raise ValueError(
+                f"{path.name} does not run on an image as it describes it: {_first_line(error)}"
+            ) from error
+        if prediction.logits.shape != (1, len(self.classes)) or prediction.embedding.ndim != 2:
+            raise ValueError(
+                f"{path.name} answers an image with embedding {prediction.embedding.shape} and logits "
+                f"{prediction.logits.shape}, expected (1, D) and (1, {len(self.classes)}), one for each class"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,135 @@
+"""The server decodes and crops exactly as the library does; and refuses what strangers may not send."""
+
+import io
+import itertools
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grpo_rm import transforms
+from serving import preprocessing
+from serving.preprocessing import ImageError
+
+RNG = np.random.default_rng(0)
+SIZES = [(1, 1), (2, 1), (1, 50), (31, 30), (64, 47), (300, 200)]
+KINDS = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I;16B"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "GIF": ["L", "P"],
+    "BMP": ["1", "L", "P", "RGB"],
+    "WEBP": ["RGB", "RGBA"],
+    "PPM": ["1", "L", "RGB", "I;16"],
+    "JPEG2000": ["L", "RGB", "RGBA", "I;16"],
+    "AVIF": ["RGB", "RGBA"],
+}
+
+
+def encoded(mode, size, kind, orientation=None):
+    raw = RNG.integers(0, 256, len(Image.new(mode, size).tobytes()), dtype=np.uint8).tobytes()
+    image = Image.frombytes(mode, size, raw)
+    if mode == "P":
+        image.putpalette(RNG.integers(0, 256, 768, dtype=np.uint8).tobytes())
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(buffer, kind, **({"exif": exif} if orientation else {}))
+    return buffer.getvalue()
+
+
+FILES = [
+    *[encoded(mode, size, kind) for kind, modes in KINDS.items() for mode in modes for size in SIZES],
+    *[
+        encoded("RGB", (9, 5), kind, orientation)
+        for kind, orientation in itertools.product(("JPEG", "PNG", "TIFF", "WEBP"), range(1, 9))
+    ],
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "crop_pct", "interpolation"), [(16, 1.0, "bicubic"), (7, 0.875, "bilinear")])
+def test_the_server_sees_what_training_saw(channels, size, crop_pct, interpolation):
+    def view(module, file):
+        try:
+            image = module.decode(file, channels=channels)
+        except (ValueError, OSError):
+            return "refused"
+        return module.evaluation_view(image, size=size, crop_pct=crop_pct, interpolation=interpolation).tobytes()
+
+    views = [view(preprocessing, file) for file in FILES]
+    assert views == [view(transforms, file) for file in FILES]
+    assert all(view == "refused" or len(view) == size * size * channels for view in views)
+    assert views.count("refused") <= 2 * len(SIZES), "of these, only LAB and 16-bit PPM cannot be used"
+
+
+def test_every_format_is_among_them():
+    assert set(KINDS) == set(preprocessing.FORMATS)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_are_refused_by_both(mode):
+    file = encoded(mode, (4, 4), "TIFF")
+    with pytest.raises(ImageError, match=f"32-bit image .mode {mode}"):
+        preprocessing.decode(file, channels=3)
+    with pytest.raises(ValueError, match=f"32-bit image .mode {mode}"):
+        transforms.decode(file, channels=3)
+
+
+def bomb(width, height):
+    """Return a PNG that is small in bytes and large in pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize("side", [8001, 13_000, 60_000])  # above our limit, where Pillow warns, where it refuses
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ImageError, match="pixels"):
+        preprocessing.decode(bomb(side, side), channels=3)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"",
+        b"no image",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+)
+def test_what_is_no_image_is_refused(file):
+    with pytest.raises(ImageError, match="it is none of AVIF, BMP"):
+        preprocessing.decode(file, channels=3)
+
+
+def test_damaged_files_end_in_one_kind_of_error():
+    reasons = [
+        reason for number, file in enumerate(FILES) if (reason := refusal(damaged(file, is_cut=number % 2 == 1)))
+    ]
+    assert len(reasons) > 20
+    assert not [reason for reason in reasons if "\n" in reason or "0x" in reason]
+
+
+def damaged(file, *, is_cut):
+    data = bytearray(file)
+    for position in RNG.integers(0, len(data), 3):
+        data[position] ^= 1 << RNG.integers(8)
+    return bytes(data[: RNG.integers(len(data) // 2, len(data) + 1)]) if is_cut else bytes(data)
+
+
+def refusal(file):
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            preprocessing.decode(file, channels=3)
+    except ImageError as error:
+        return str(error)
+    return None
