@@ -29,6 +29,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 COPY pyproject.toml README.md LICENSE ./
 COPY grpo_rm ./grpo_rm
 COPY pipelines ./pipelines
+COPY serving ./serving
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --python /opt/venv/bin/python --no-deps --no-build-isolation --compile-bytecode .
 

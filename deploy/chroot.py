@@ -82,12 +82,14 @@ def run(
     *,
     env: dict[str, str] | None = None,
     mounts: list[tuple[Path, str]] | None = None,
+    is_isolated: bool = False,
     is_read_only: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a shell script in the image, as its user, in its workdir and with its environment only.
 
     Args:
         mounts: Pairs of a file or directory of this machine and where the script finds it.
+        is_isolated: Its network is a loopback of its own, so that every port is free.
         is_read_only: Only /tmp can be written.
 
     Raises:
@@ -105,11 +107,14 @@ def run(
     lines.append('mount --rbind /dev "$root/dev"; mount -t tmpfs tmpfs "$root/tmp"; chmod 1777 "$root/tmp"')
     if is_read_only:
         lines.append('mount -o remount,bind,ro "$root"')
+    if is_isolated:
+        lines.append("ip link set lo up")
     lines.append('mount -t proc proc "$root/proc"')
     lines.append(f'exec chroot --userspec={uid}:{gid} --groups= "$root" /usr/bin/env -i "$@"')
     sources = {f"M{number}": str(source) for number, (source, _) in enumerate(mounts or [])}
+    namespaces = ["--mount", "--pid", "--fork", "--kill-child"] + ["--net"] * is_isolated
     return subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", "\n".join(lines), "sh"]
+        ["unshare", *namespaces, "/bin/sh", "-c", "\n".join(lines), "sh"]
         + [f"{name}={value}" for name, value in variables.items()]
         + ["/bin/sh", "-ec", f"cd {image.workdir}\n{script}"],
         check=True,

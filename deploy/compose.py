@@ -40,6 +40,6 @@ def load(path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
     return document
 
 
-def variables_of(path: Path) -> list[str]:
-    """The names in a file in the form of .env, also those whose value is missing."""
-    return re.findall(r"^#?(\w+)=", path.read_text(), flags=re.MULTILINE)
+def required_variables(path: Path) -> list[str]:
+    """The names that .env.example asks for; those behind a # are optional."""
+    return re.findall(r"^(\w+)=", path.read_text(), flags=re.MULTILINE)
