@@ -16,10 +16,11 @@ SQLITE = {  # no PostgreSQL and no S3 in one root
     "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////tmp/prefect.db",
 }
 HEALTHY = """
-healthy() {  # the name of a service, then the command of its health check
+healthy() {  # the name of the service that was just started, then the command of its health check
     name=$1; shift
     for attempt in $(seq 120); do
         if "$@" 2>/dev/null; then echo "$name is healthy"; return; fi
+        kill -0 $! || break
         sleep 1
     done
     cat "/tmp/$name.log"; echo "$name is not healthy"; exit 1

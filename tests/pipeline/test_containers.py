@@ -1,6 +1,7 @@
 """Dockerfile, compose.yaml and the locks, without an engine. `make containers` also executes the Dockerfile's steps."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -111,6 +112,54 @@ def test_the_context_has_exactly_what_is_copied(stages):
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     assert {line.removeprefix("!") for line in ignore if line.startswith("!")} == copied
     assert "*" in ignore
+
+
+# The entrypoint
+
+
+def entrypoint(workspace, *command, **variables):
+    script = ROOT / "deploy" / "entrypoint.sh"
+    return subprocess.run(
+        [script, *command], cwd=workspace, env=os.environ | variables, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_lock_of_a_killed_container_goes(tmp_path):
+    lock = tmp_path / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"data": {"write": {"pid": 1, "cmd": "dvc repro"}}}')
+    assert entrypoint(tmp_path, "echo", "two words") == "two words\n"
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_living_container_stays(tmp_path):
+    lock = tmp_path / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir(parents=True)
+    script = ROOT / "deploy" / "entrypoint.sh"
+    with subprocess.Popen([script, "cat"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdin.write(b"started\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == b"started\n"
+        lock.write_text("{}")
+        entrypoint(tmp_path, "true")
+        assert lock.exists()
+        first.stdin.close()
+    entrypoint(tmp_path, "true")
+    assert not lock.exists()
+
+
+def test_an_empty_volume_gets_a_clone(tmp_path):
+    source, volume = tmp_path / "source", tmp_path / "volume"
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-C", source]
+    subprocess.run(["git", "init", "--quiet", source], check=True)
+    (source / "dvc.yaml").write_text("stages: {}\n")
+    subprocess.run([*git, "add", "dvc.yaml"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "first"], check=True)
+    (volume / "lost+found").mkdir(parents=True)
+    (volume / ".clone").mkdir()  # an attempt that was killed
+    assert entrypoint(volume, "cat", "dvc.yaml", GRPO_RM_REPOSITORY=str(source)) == "stages: {}\n"
+    (volume / "dvc.yaml").write_text("changed")
+    assert entrypoint(volume, "cat", "dvc.yaml", GRPO_RM_REPOSITORY=str(source)) == "changed"
 
 
 # The services
