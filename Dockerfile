@@ -52,6 +52,8 @@ RUN apt-get update \
     && install --directory --owner=grpo --group=grpo /workspace
 COPY --from=build-train /opt/venv /opt/venv
 COPY deploy/entrypoint.sh /usr/local/bin/entrypoint.sh
+# Prefect copies its UI to where it is served from: by default beside its code, where the user may not write.
+ENV PREFECT_UI_STATIC_DIRECTORY=/home/grpo/prefect-ui
 WORKDIR /workspace
 USER $USER_ID
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
