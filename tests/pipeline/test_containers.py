@@ -90,6 +90,16 @@ def test_uv_is_the_one_of_the_makefile(stages):
     assert f"uv=={version}" in " ".join(step.value for step in steps(stages, "train", "RUN"))
 
 
+def test_the_images_are_as_silent_as_the_stages(stages):
+    """Telemetry is off by pipelines/__init__.py; in an image also for what is started without it."""
+    (env,) = (step for step in stages["base"].instructions if step.name == "ENV")
+    settings = dockerfile.assignments(env.value, {"PATH": "/bin"})
+    source = (ROOT / "pipelines" / "__init__.py").read_text()
+    expected = dict(re.findall(r'^    "([A-Z_]+)": "(\w+)",', source, flags=re.MULTILINE))
+    assert "DO_NOT_TRACK" in expected
+    assert expected.items() <= settings.items()
+
+
 @pytest.mark.parametrize("target", ["train", "serve"])
 def test_images_end_as_a_user_without_rights(stages, target):
     assert steps(stages, target, "USER")[-1].value == "$USER_ID"
