@@ -42,9 +42,14 @@ serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS o
 bench: $(READY)  ## measure what docs/benchmarks.md reports (a copy of the repository, some minutes)
 	@python -m benchmarks.pipeline
 
-lock: $(UV)  ## resolve pyproject.toml anew into requirements.lock
-	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
+lock: $(UV)  ## resolve pyproject.toml anew into requirements.lock, and the part of it that serving needs
+	@$(UV) pip compile pyproject.toml --all-extras --group serve --universal --generate-hashes --python-version 3.11 \
 		--no-header --quiet --upgrade --output-file requirements.lock
+	@$(UV) pip compile --group serve --constraint requirements.lock --universal --generate-hashes \
+		--python-version 3.11 --no-header --quiet --upgrade --output-file requirements.serve.lock
+
+containers: $(READY)  ## check Dockerfile and compose.yaml, and execute the Dockerfile without an engine (root, debootstrap)
+	@python -m deploy.check_containers
 
 setup: $(READY)  ## only install
 
@@ -60,4 +65,4 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-.PHONY: help pipeline test check ui schedule serve bench lock setup
+.PHONY: help pipeline test check ui schedule serve bench lock containers setup

@@ -1,0 +1,2 @@
+-- PostgreSQL's image makes the database mlflow, and then runs this once.
+CREATE DATABASE prefect;
