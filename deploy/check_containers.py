@@ -90,7 +90,7 @@ def main() -> None:
         try:
             execute(sys.argv[1:] or list(USES), services, work)
         finally:
-            shutil.rmtree(work)
+            subprocess.run(["rm", "-rf", "--one-file-system", work], check=True)
     except subprocess.CalledProcessError as error:
         sys.exit(f"{error.stdout or ''}\nerror: the last step ended with {error.returncode}, expected 0")
 
