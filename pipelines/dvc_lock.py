@@ -57,7 +57,10 @@ def find_commit(wanted: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"git says: {done.stderr.strip()}. Run this in a clone of the repository")
+    return done.stdout
 
 
 if __name__ == "__main__":
