@@ -24,7 +24,7 @@ pipeline: $(READY)  ## rebuild everything that changed, and show the result
 	@python -m pipelines.summary
 
 test: $(READY)  ## run all tests
-	@pytest tests/unit tests/pipeline tests/service
+	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## lint, format check, types
 	@ruff check . && ruff format --check . && mypy

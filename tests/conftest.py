@@ -1,5 +1,6 @@
 """A copy of the repository in which the pipeline has run once, for real."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -87,14 +88,30 @@ def commit(workspace: Workspace, message: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The pipeline has run, with fewer epochs than by default, and dvc.lock is committed."""
-    workspace = copy_repository(tmp_path_factory.mktemp("repository"))
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
+    """The pipeline has run, with fewer epochs than by default, and dvc.lock is committed.
+
+    Tests run in several processes: the first one that needs it runs the pipeline, and each has a copy.
+    """
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    original = shared / "finished"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not original.exists():
+            run_pipeline(shared / "running")
+            (shared / "running").rename(original)  # whole or not at all; MLflow's store survives the move
+    root = tmp_path_factory.mktemp("repository") / "clone"
+    shutil.copytree(original, root, symlinks=True)
+    return Workspace(root)
+
+
+def run_pipeline(root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)  # of a process that failed
+    workspace = copy_repository(root)
     workspace.set(pretrain__epochs=5, finetune__epochs=3)
     commit(workspace, "as cloned")
     workspace.succeed("dvc", "repro")
     commit(workspace, "dvc.lock")
-    return workspace
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 """Servers that all service tests of a session share."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
-from servers import BUCKET, S3_CREDENTIALS, Server, mlflow_server, postgres, s3
+from servers import BUCKET, S3_CREDENTIALS, Server, answers, free_port, mlflow_server, postgres, s3, serving
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,18 @@ def team_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         environment = S3_CREDENTIALS | {"MLFLOW_S3_ENDPOINT_URL": storage}
         with mlflow_server(root / "mlflow", database, f"s3://{BUCKET}", environment) as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server; yields the address of its API."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    environment = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with serving(Server(command, url, lambda: answers(f"{url}/health"), home / "log", environment)):
+        yield url
