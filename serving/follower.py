@@ -6,8 +6,9 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from serving.deployment import Deployment, load_version
+from serving.deployment import SHA256_TAG, Deployment, load_version
 from serving.registry import Registry, Version
 
 KEPT_VERSIONS = 2  # on disk: the live one and the one before, for a rollback without a download
@@ -57,6 +58,7 @@ class Follower(threading.Thread):
         self.cache, self.poll_seconds = cache, poll_seconds
         self._wake, self._is_stopped = threading.Event(), False
         self._rejected: Version | None = None
+        self._live = ""
         deployment.error = f"{alias.name}@{alias.alias} is being loaded"
 
     def run(self) -> None:
@@ -86,25 +88,21 @@ class Follower(threading.Thread):
             version = self.registry.find(self.alias.name, self.alias.alias)
             if version == self._rejected and not is_woken:
                 return
-            if not self._is_live(version):
+            if _identity(version) != self._live:
                 self._deploy(version)
             self._say(None)
         except Exception as error:  # anything: a registry that is down must not end the thread
             self._say((str(error).strip() or type(error).__name__).splitlines()[0])
 
-    def _is_live(self, version: Version) -> bool:
-        model = self.deployment.model
-        return model is not None and model.version == version.version
-
     def _deploy(self, version: Version) -> None:
-        directory = self.cache / version.version
+        directory = self.cache / _identity(version)
         try:
             model = load_version(self.registry, version, directory)
         except ValueError:
             self._rejected = version
             shutil.rmtree(directory)
             raise
-        self._rejected = None
+        self._rejected, self._live = None, _identity(version)
         self.deployment.model = model  # requests under way end with the old one
         logger.info("%s version %s is live, data %s", model.name, model.version, model.data_hash or "unknown")
         for warning in model.warnings:
@@ -121,3 +119,8 @@ class Follower(threading.Thread):
         if error and error != self.deployment.error:
             logger.warning("the model stays as it is: %s", error)
         self.deployment.error = error
+
+
+def _identity(version: Version) -> str:
+    """Return what tells versions apart, as a file name: a model deleted and made anew counts from 1 again."""
+    return quote(f"{version.version} {version.tags.get(SHA256_TAG, '')}", safe="")

@@ -101,6 +101,8 @@ class OnnxModel:
                 f"{path.name} answers an image with embedding {prediction.embedding.shape} and logits "
                 f"{prediction.logits.shape}, expected (1, D) and (1, {len(self.classes)}), one for each class"
             )
+        if not (np.isfinite(prediction.embedding).all() and np.isfinite(prediction.logits).all()):
+            raise ValueError(f"{path.name} answers a black image with numbers that are not finite: export it anew")
 
 
 def _first_line(error: Exception) -> str:

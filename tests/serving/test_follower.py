@@ -88,11 +88,25 @@ def test_only_two_versions_are_kept_on_disk(registry, follower):
     for number in "123":
         registry.add(number)
         follow(follower, number)
-    assert sorted(path.name for path in follower.cache.iterdir()) == ["2", "3"]
+    assert kept(follower) == ["2", "3"]
     follow(follower, "2")
     registry.add("4")
     follow(follower, "4")
-    assert sorted(path.name for path in follower.cache.iterdir()) == ["2", "4"]
+    assert kept(follower) == ["2", "4"]
+
+
+def kept(follower):
+    return sorted(path.name.split("%20")[0] for path in follower.cache.iterdir())
+
+
+def test_a_model_made_anew_is_another_one(registry, follower):
+    registry.add("1")
+    follow(follower, "1")
+    shutil.rmtree(registry.root)
+    registry.add("1", bias=(0, 1, 0))
+    first = follower.deployment.model
+    assert follow(follower, "1") == ("1", None)
+    assert follower.deployment.model is not first and not follower.deployment.model.warnings
 
 
 def corrupt(directory):

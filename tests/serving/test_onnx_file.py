@@ -52,6 +52,9 @@ def test_files_that_are_refused(tmp_path):
     write_onnx(path, num_outputs=2)
     with pytest.raises(ValueError, match=r"logits \(1, 2\), expected \(1, D\) and \(1, 3\)"):
         OnnxModel(path)
+    write_onnx(path, bias=(np.nan, 0, 0))
+    with pytest.raises(ValueError, match="not finite: export it anew"):
+        OnnxModel(path)
     write_onnx(path, channels=1)
     with pytest.raises(ValueError, match="does not run on an image as it describes it"):
         OnnxModel(path)
