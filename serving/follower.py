@@ -57,8 +57,9 @@ class Follower(threading.Thread):
         self.deployment, self.registry, self.alias = deployment, registry, alias
         self.cache, self.poll_seconds = cache, poll_seconds
         self._wake, self._is_stopped = threading.Event(), False
-        self._rejected: Version | None = None
         self._live = ""
+        self._rejected: Version | None = None
+        self._reason = ""
         deployment.error = f"{alias.name}@{alias.alias} is being loaded"
 
     def run(self) -> None:
@@ -87,19 +88,19 @@ class Follower(threading.Thread):
         try:
             version = self.registry.find(self.alias.name, self.alias.alias)
             if version == self._rejected and not is_woken:
-                return
+                return self._say(self._reason)
             if _identity(version) != self._live:
                 self._deploy(version)
-            self._say(None)
+            return self._say(None)
         except Exception as error:  # anything: a registry that is down must not end the thread
-            self._say((str(error).strip() or type(error).__name__).splitlines()[0])
+            return self._say(_first_line(error))
 
     def _deploy(self, version: Version) -> None:
         directory = self.cache / _identity(version)
         try:
             model = load_version(self.registry, version, directory)
-        except ValueError:
-            self._rejected = version
+        except ValueError as error:
+            self._rejected, self._reason = version, _first_line(error)
             shutil.rmtree(directory)
             raise
         self._rejected, self._live = None, _identity(version)
@@ -124,3 +125,7 @@ class Follower(threading.Thread):
 def _identity(version: Version) -> str:
     """Return what tells versions apart, as a file name: a model deleted and made anew counts from 1 again."""
     return quote(f"{version.version} {version.tags.get(SHA256_TAG, '')}", safe="")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

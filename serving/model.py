@@ -89,8 +89,8 @@ class OnnxModel:
 
     def _warm_up(self, path: Path) -> None:
         """Run once, so that the first request pays for no allocation, and a file that contradicts itself is refused."""
-        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
         try:
+            size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
             prediction = self.run(np.zeros((1, size, size, channels), np.uint8))
         except Exception as error:
             raise ValueError(

@@ -69,11 +69,13 @@ def describe(channels=CHANNELS) -> dict[str, str]:
     }
 
 
-def write_self_test(path: Path, *, bias=(0.0, 0.0, 0.0), error=0.0) -> Path:
+def write_self_test(path: Path, *, bias=(0.0, 0.0, 0.0), error=0.0, **limits: float) -> Path:
     """Write what numpy says of some images, wrong by `error`."""
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, CHANNELS), dtype=np.uint8)
     embedding = (images.mean(axis=(1, 2)) / 255).astype(np.float32)
-    np.savez(path, images=images, embedding=embedding + np.float32(error), logits=embedding + np.float32(bias))
+    np.savez(
+        path, images=images, embedding=embedding + np.float32(error), logits=embedding + np.float32(bias), **limits
+    )
     return path
 
 
