@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -15,6 +16,7 @@ BOUND_VARIABLE = "GRPO_RM_BOUND"  # set where a stage is not to outlive the proc
 OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
 OURS = ("grpo_rm", "pipelines", "__main__")
 GRACE_SECONDS = 5
+SAME_SECONDS = 3  # who ends a process often tells its group, and then each of its processes again: that is one request
 INTERRUPTED = "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result"
 
 
@@ -26,16 +28,19 @@ def end_with_parent() -> None:
 
 
 class _Interrupt:
-    """The handler of SIGTERM and SIGINT: the first interrupts the stage as Ctrl-C does, the second ends it at once."""
+    """The handler of SIGTERM and SIGINT: the first interrupts the stage as Ctrl-C does, a later one ends it at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.is_deferred = False
+        self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
+            if time.monotonic() - self._since > SAME_SECONDS:
+                os._exit(128 + number)
+            return
+        self.signal, self._since = number, time.monotonic()
         if not self.is_deferred:
             signal.alarm(GRACE_SECONDS)
             raise KeyboardInterrupt

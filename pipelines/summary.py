@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.stage import run_stage
 from pipelines.tracking import aliases, registry
-from pipelines.tracking.runs import check_tracking, has_store, store_name
+from pipelines.tracking.runs import LOCAL_UI, check_tracking, has_store, store_name
 
 NAMES = {"pretrain": "pretrained", "cross_entropy": "cross-entropy", "grpo_rm": "GRPO-RM"}
 SHOWN = ("accuracy", "f1_macro", "nll", "ece", "ece_calibrated", "linear_probe_top1")
@@ -69,7 +69,7 @@ def where_to_look(name: str) -> list[str]:
     """Return the addresses of the report and of the MLflow UI."""
     store = store_name()
     is_server = store.startswith(("http://", "https://"))
-    ui, how = (store.rstrip("/"), "") if is_server else ("http://127.0.0.1:5000", "make ui, then ")
+    ui, how = (store.rstrip("/"), "") if is_server else (LOCAL_UI, "make ui, then ")
     return [
         f"report:     {(Path('reports') / 'index.html').absolute().as_uri()}",
         f"runs:       {how}{ui}/#/experiments",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from serving.settings import Settings, read_settings
 
-GRACE_SECONDS = 8  # for requests under way; container engines kill after 10
+GRACE_SECONDS = 6  # for requests under way; container engines kill after 10
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from serving.selftest import check_self_test
 
 # Names in the artifacts of a version, as mlflow.onnx.log_model gives them.
 DESCRIPTION, ONNX, SELF_TEST = "MLmodel", "model.onnx", "extra_files/self_test.npz"
-SHA256_TAG = "onnx.sha256"
+SHA256_TAG, SELF_TEST_TAG = "onnx.sha256", "self_test.sha256"
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,27 @@ def load_version(registry: Registry, version: Version, directory: Path) -> LiveM
         FileNotFoundError: It has no ONNX model.
         ConnectionError: The registry cannot be asked.
     """
-    warnings = []
     has_self_test = _download(registry, version, directory)
-    expected, actual = version.tags.get(SHA256_TAG), _sha256(directory / ONNX)
-    if expected is None:
+    if not has_self_test and SELF_TEST_TAG in version.tags:
+        raise ValueError(f"the version has no {SELF_TEST}, but the tag {SELF_TEST_TAG}: register it anew")
+    warnings = []
+    if SHA256_TAG not in version.tags:
         warnings.append(f"the version has no tag {SHA256_TAG}, so that its file was not verified")
-    elif actual != expected:
-        raise ValueError(f"the SHA-256 of {ONNX} is {actual}, expected {expected} as the tag {SHA256_TAG} says")
+    _verify(version, SHA256_TAG, directory / ONNX)
     model = OnnxModel(directory / ONNX)
     if has_self_test:
-        check_self_test(model, directory / Path(SELF_TEST).name)
+        path = directory / Path(SELF_TEST).name
+        _verify(version, SELF_TEST_TAG, path)
+        check_self_test(model, path)
     else:
         warnings.append(f"the version has no {SELF_TEST}, so that its outputs were not compared with torch's")
     return LiveModel(model, version.name, version.version, _data_hash(model), warnings)
+
+
+def _verify(version: Version, tag: str, path: Path) -> None:
+    expected, actual = version.tags.get(tag), _sha256(path)
+    if expected not in (None, actual):
+        raise ValueError(f"the SHA-256 of {path.name} is {actual}, expected {expected} as the tag {tag} says")
 
 
 def _download(registry: Registry, version: Version, directory: Path) -> bool:

@@ -6,8 +6,9 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from serving.deployment import Deployment, load_version
+from serving.deployment import SHA256_TAG, Deployment, load_version
 from serving.registry import Registry, Version
 
 KEPT_VERSIONS = 2  # on disk: the live one and the one before, for a rollback without a download
@@ -56,7 +57,9 @@ class Follower(threading.Thread):
         self.deployment, self.registry, self.alias = deployment, registry, alias
         self.cache, self.poll_seconds = cache, poll_seconds
         self._wake, self._is_stopped = threading.Event(), False
+        self._live = ""
         self._rejected: Version | None = None
+        self._reason = ""
         deployment.error = f"{alias.name}@{alias.alias} is being loaded"
 
     def run(self) -> None:
@@ -85,26 +88,22 @@ class Follower(threading.Thread):
         try:
             version = self.registry.find(self.alias.name, self.alias.alias)
             if version == self._rejected and not is_woken:
-                return
-            if not self._is_live(version):
+                return self._say(self._reason)
+            if _identity(version) != self._live:
                 self._deploy(version)
-            self._say(None)
+            return self._say(None)
         except Exception as error:  # anything: a registry that is down must not end the thread
-            self._say((str(error).strip() or type(error).__name__).splitlines()[0])
-
-    def _is_live(self, version: Version) -> bool:
-        model = self.deployment.model
-        return model is not None and model.version == version.version
+            return self._say(_first_line(error))
 
     def _deploy(self, version: Version) -> None:
-        directory = self.cache / version.version
+        directory = self.cache / _identity(version)
         try:
             model = load_version(self.registry, version, directory)
-        except ValueError:
-            self._rejected = version
+        except ValueError as error:
+            self._rejected, self._reason = version, _first_line(error)
             shutil.rmtree(directory)
             raise
-        self._rejected = None
+        self._rejected, self._live = None, _identity(version)
         self.deployment.model = model  # requests under way end with the old one
         logger.info("%s version %s is live, data %s", model.name, model.version, model.data_hash or "unknown")
         for warning in model.warnings:
@@ -121,3 +120,12 @@ class Follower(threading.Thread):
         if error and error != self.deployment.error:
             logger.warning("the model stays as it is: %s", error)
         self.deployment.error = error
+
+
+def _identity(version: Version) -> str:
+    """Return what tells versions apart, as a file name: a model deleted and made anew counts from 1 again."""
+    return quote(f"{version.version} {version.tags.get(SHA256_TAG, '')}", safe="")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -89,8 +89,8 @@ class OnnxModel:
 
     def _warm_up(self, path: Path) -> None:
         """Run once, so that the first request pays for no allocation, and a file that contradicts itself is refused."""
-        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
         try:
+            size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
             prediction = self.run(np.zeros((1, size, size, channels), np.uint8))
         except Exception as error:
             raise ValueError(
@@ -101,6 +101,8 @@ class OnnxModel:
                 f"{path.name} answers an image with embedding {prediction.embedding.shape} and logits "
                 f"{prediction.logits.shape}, expected (1, D) and (1, {len(self.classes)}), one for each class"
             )
+        if not (np.isfinite(prediction.embedding).all() and np.isfinite(prediction.logits).all()):
+            raise ValueError(f"{path.name} answers a black image with numbers that are not finite: export it anew")
 
 
 def _first_line(error: Exception) -> str:

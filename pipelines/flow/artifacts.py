@@ -1,4 +1,4 @@
-"""What a person sees of a run in Prefect: tables and links made of its reports."""
+"""What a person sees of a run's reports in Prefect: tables and a link."""
 
 import json
 from typing import Any
@@ -11,16 +11,14 @@ from pipelines.summary import NAMES
 Rows = list[dict[str, Any]]
 
 
-def show_results(run_url: str | None) -> None:
-    """Show metrics, gate, report and MLflow run, as far as there are."""
+def show_results() -> None:
+    """Show metrics, gate and report, as far as there are."""
     evaluation, registration = read_report("evaluation"), read_report("registration")
     if evaluation:
         create_table_artifact(metric_rows(evaluation), key="metrics", description="The models on the test images")
         create_link_artifact((ROOT / "reports/index.html").as_uri(), link_text="reports/index.html", key="report")
     if registration:
         create_table_artifact(gate_rows(registration), key="gate", description=gate_verdict(registration))
-    if run_url:
-        create_link_artifact(run_url, link_text="MLflow run", key="mlflow-run")
 
 
 def show_failed_validation() -> None:

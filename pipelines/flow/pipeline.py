@@ -1,10 +1,11 @@
 """The flow `pipeline`: what `dvc repro` does, on a schedule, watched, all or nothing."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
@@ -88,7 +89,9 @@ def rebuild(me: str, params: dict[str, Any], force: list[str], target: str | Non
         except ValueError:
             show_failed_validation()
             raise
-        show_results(run_url(run_id))
+        show_results()
+        with suppress(ConnectionError):  # a server that is away now is no reason to go back
+            create_link_artifact(run_url(run_id), link_text="MLflow run", key="mlflow-run")
     message = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in sorted(outcomes.items(), reverse=True))
     if edited:
         get_run_logger().warning("dvc.lock is not committed, because these files are not: %s", ", ".join(edited))

@@ -16,6 +16,7 @@ from pipelines.lineage import data_hash, git_tags
 from pipelines.tracking.journal import Journal, open_journal
 from pipelines.tracking.recording import Run
 from pipelines.tracking.store import (
+    LOCAL_UI,
     check_tracking,
     has_store,
     open_experiment,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 __all__ = [
+    "LOCAL_UI",
     "Run",
     "check_tracking",
     "end_parent_run",
@@ -121,15 +123,13 @@ def end_parent_run(run_id: str, status: str) -> None:
         journal.remove()
 
 
-def run_url(run_id: str) -> str | None:
-    """Return the address of a run in the UI of the tracking server, or None where there is no server.
+def run_url(run_id: str) -> str:
+    """Return the address of a run in the UI of the tracking server, or where `make ui` shows the local store.
 
     Raises:
         ConnectionError: The server does not answer, or has no such run.
     """
-    address = server_address()
-    if address is None:
-        return None
+    address = server_address() or LOCAL_UI
     with _refusal():
         experiment = use_tracking_store().get_run(run_id).info.experiment_id
     return f"{address}/#/experiments/{experiment}/runs/{run_id}"

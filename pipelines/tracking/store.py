@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOCAL_STORE = "mlruns/mlflow.db"  # in the repository
+LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 ARTIFACTS = "/mlruns/artifacts"
 CONTACT_SECONDS = 5
 LOCK_SECONDS = 30

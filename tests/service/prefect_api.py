@@ -13,6 +13,9 @@ class PrefectApi:
         self.url = url
         self._client = httpx.Client(base_url=url, timeout=30)
 
+    def close(self) -> None:
+        self._client.close()
+
     def get(self, path: str) -> Any:
         return self._client.get(path).raise_for_status().json()
 

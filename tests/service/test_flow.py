@@ -1,5 +1,6 @@
 """The flows on a real Prefect server, run by a real worker in a clone of its own."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -20,7 +21,7 @@ MODEL = "models/finetune/grpo_rm/model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def prefect(finished, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> PrefectApi:
+def prefect(finished, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectApi]:
     """The server with the deployments of prefect.yaml; every command of the workspace uses it."""
     finished.environment |= {
         "PREFECT_API_URL": prefect_server,
@@ -30,7 +31,8 @@ def prefect(finished, prefect_server: str, tmp_path_factory: pytest.TempPathFact
         "PYTHONPATH": str(finished.root),
     }
     finished.succeed("python", "-m", "pipelines.services", "deploy")
-    return PrefectApi(prefect_server)
+    with contextlib.closing(PrefectApi(prefect_server)) as api:
+        yield api
 
 
 class Worker:
@@ -112,7 +114,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     before = clean.root.joinpath(MODEL).read_bytes()
     params = {"finetune.epochs": 6}
     run = prefect.start("pipeline/on-demand", params=params)
-    prefect.wait_for_log(run, "finetune@grpo_rm  epoch 2/6")
+    prefect.wait_for_log(run, "  epoch 2/6")  # of the arm that got the GPU first
     prefect.cancel(run)
     assert prefect.wait(run)["type"] == "CANCELLED"
     assert processes_in(clean.root) == []
@@ -122,7 +124,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     run = prefect.start("pipeline/on-demand", params=params)
     state = prefect.wait(run, seconds=240)
     assert state["type"] == "COMPLETED", (state, prefect.log(run))
-    assert any("finetune@grpo_rm  resumes at epoch" in line for line in prefect.log(run))
+    assert any("  resumes at epoch" in line for line in prefect.log(run))
     assert prefect.task_states(run) == {
         "open the MLflow run": "Completed",
         "params": "Ran",

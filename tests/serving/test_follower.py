@@ -26,12 +26,13 @@ class Folder:
         directory = self.root / number
         (directory / "extra_files").mkdir(parents=True)
         onnx = write_onnx(directory / "model.onnx", bias=bias)
-        listed = "data: model.onnx\n"
+        listed, proof = "data: model.onnx\n", {"onnx.sha256": sha256(onnx)}
         if has_self_test:
-            write_self_test(directory / "extra_files/self_test.npz", bias=bias, error=self_test_error)
+            path = write_self_test(directory / "extra_files/self_test.npz", bias=bias, error=self_test_error)
+            proof = {"onnx.sha256": sha256(onnx), "self_test.sha256": sha256(path)}
             listed += "path: extra_files/self_test.npz\n"
         (directory / "MLmodel").write_text(listed)
-        self.versions[number] = Version("name", number, {"onnx.sha256": sha256(onnx)} if tags is None else tags)
+        self.versions[number] = Version("name", number, proof if tags is None else tags)
         return directory
 
     def find(self, name: str, alias: str) -> Version:
@@ -88,15 +89,37 @@ def test_only_two_versions_are_kept_on_disk(registry, follower):
     for number in "123":
         registry.add(number)
         follow(follower, number)
-    assert sorted(path.name for path in follower.cache.iterdir()) == ["2", "3"]
+    assert kept(follower) == ["2", "3"]
     follow(follower, "2")
     registry.add("4")
     follow(follower, "4")
-    assert sorted(path.name for path in follower.cache.iterdir()) == ["2", "4"]
+    assert kept(follower) == ["2", "4"]
+
+
+def kept(follower):
+    return sorted(path.name.split("%20")[0] for path in follower.cache.iterdir())
+
+
+def test_a_model_made_anew_is_another_one(registry, follower):
+    registry.add("1")
+    follow(follower, "1")
+    shutil.rmtree(registry.root)
+    registry.add("1", bias=(0, 1, 0))
+    first = follower.deployment.model
+    assert follow(follower, "1") == ("1", None)
+    assert follower.deployment.model is not first and not follower.deployment.model.warnings
 
 
 def corrupt(directory):
     (directory / "model.onnx").write_bytes(b"garbage")
+
+
+def replace_self_test(directory):
+    write_self_test(directory / "extra_files/self_test.npz", max_abs_error=1)
+
+
+def drop_self_test(directory):
+    (directory / "MLmodel").write_text("data: model.onnx")
 
 
 def drop(directory):
@@ -109,6 +132,8 @@ def drop(directory):
         ({}, corrupt, "the SHA-256 of model.onnx is .*, expected .* as the tag onnx.sha256 says"),
         ({"tags": {}}, corrupt, "no ONNX file that onnxruntime can run"),
         ({"self_test_error": 0.01}, None, "the self-test failed"),
+        ({}, replace_self_test, "the SHA-256 of self_test.npz is .*, expected .* as the tag self_test.sha256 says"),
+        ({}, drop_self_test, "has no extra_files/self_test.npz, but the tag"),
         ({}, drop, "holds no model.onnx"),
     ],
 )
@@ -132,6 +157,10 @@ def test_polling_does_not_download_a_rejected_version_again(registry, follower):
     _, error = follow(follower, "2")
     downloads = len(registry.fetched)
     assert follow(follower, "2") == ("1", error)
+    registry.error = ConnectionError("down")
+    assert follow(follower, "2") == ("1", "down")
+    registry.error = None
+    assert follow(follower, "2") == ("1", error), "the reason is known still"
     assert len(registry.fetched) == downloads
     shutil.rmtree(registry.root / "2")
     registry.add("2")

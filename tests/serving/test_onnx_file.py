@@ -52,6 +52,9 @@ def test_files_that_are_refused(tmp_path):
     write_onnx(path, num_outputs=2)
     with pytest.raises(ValueError, match=r"logits \(1, 2\), expected \(1, D\) and \(1, 3\)"):
         OnnxModel(path)
+    write_onnx(path, bias=(np.nan, 0, 0))
+    with pytest.raises(ValueError, match="not finite: export it anew"):
+        OnnxModel(path)
     write_onnx(path, channels=1)
     with pytest.raises(ValueError, match="does not run on an image as it describes it"):
         OnnxModel(path)
@@ -68,12 +71,17 @@ def test_self_test(tmp_path):
     model = OnnxModel(write_onnx(tmp_path / "tiny.onnx", bias=(0, 1, 0)))
     check_self_test(model, write_self_test(tmp_path / "right.npz", bias=(0, 1, 0)))
     check_self_test(model, write_self_test(tmp_path / "almost.npz", bias=(0, 1, 0), error=9e-5))
+    check_self_test(model, write_self_test(tmp_path / "wide.npz", bias=(0, 1, 0), error=2e-4, max_abs_error=3e-4))
     for name, options in {
+        "narrow": {"bias": (0, 1, 0), "error": 9e-5, "max_abs_error": 1e-5},
+        "cosine": {"bias": (0, 1, 0), "min_cosine": 1.1},
         "other": {"bias": (0, 1.001, 0)},
         "error": {"bias": (0, 1, 0), "error": 2e-4},
         "nan": {"bias": (0, 1, 0), "error": np.nan},
     }.items():
-        with pytest.raises(ValueError, match=r"the self-test failed: on its 5 images .* expected at most 0.0001"):
+        with pytest.raises(
+            ValueError, match=r"the self-test failed: on its 5 images .* expected at most (0.0001|1e-05) and"
+        ):
             check_self_test(model, write_self_test(tmp_path / f"{name}.npz", **options))
 
 

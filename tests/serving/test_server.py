@@ -152,6 +152,15 @@ def test_an_alias_that_is_not_there_yet(tmp_path):
         assert server.end() == 0
 
 
+def test_no_traceback_leaves_the_server(tmp_path):
+    with serving(write_onnx(tmp_path / "fragile.onnx", is_fragile=True), tmp_path) as server:
+        assert server.request("/v1/embed", picture((0, 0, 0))).status == 200
+        answer = server.request("/v1/embed", RED)
+        assert (answer.status, answer.content) == (500, {"detail": "internal error"})
+        assert server.end() == 0
+        assert "Traceback" in server.log.read_text(), "it is for the log"
+
+
 def test_sigterm_ends_after_the_requests_under_way(tmp_path):
     with serving(write_onnx(tmp_path / "tiny.onnx"), tmp_path) as server:
         head = f"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(RED)}\r\n\r\n".encode()

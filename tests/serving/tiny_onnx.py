@@ -12,8 +12,13 @@ CLASSES = ("cat", "dog", "owl")
 SIZE, CHANNELS = 8, 3
 
 
-def write_onnx(path: Path, *, bias=(0.0, 0.0, 0.0), metadata=None, num_outputs=3, channels=CHANNELS) -> Path:
-    """Write a model whose logits are the means of red, green and blue, plus the bias."""
+def write_onnx(
+    path: Path, *, bias=(0.0, 0.0, 0.0), metadata=None, num_outputs=3, channels=CHANNELS, is_fragile=False
+) -> Path:
+    """Write a model whose logits are the means of red, green and blue, plus the bias.
+
+    A fragile one fails on every image that is not black.
+    """
     weight = np.eye(CHANNELS, num_outputs, dtype=np.float32)
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
@@ -22,9 +27,18 @@ def write_onnx(path: Path, *, bias=(0.0, 0.0, 0.0), metadata=None, num_outputs=3
         helper.make_node("MatMul", ["embedding", "weight"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["logits"]),
     ]
+    if is_fragile:  # an index that only 0 is in range for
+        nodes += [
+            helper.make_node("ReduceMax", ["float"], ["brightest"], keepdims=0),
+            helper.make_node("Cast", ["brightest"], ["index"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["one", "index"], ["offset"]),
+            helper.make_node("Add", ["divided", "offset"], ["embedding"]),
+        ]
+        nodes[2].output[0] = nodes[3].input[0] = "divided"
     constants = {
         "axes": np.array([1, 2]),
         "white": np.array(255, np.float32),
+        "one": np.zeros(1, np.float32),
         "weight": weight,
         "bias": np.array(bias, np.float32)[:num_outputs],
     }
@@ -55,11 +69,13 @@ def describe(channels=CHANNELS) -> dict[str, str]:
     }
 
 
-def write_self_test(path: Path, *, bias=(0.0, 0.0, 0.0), error=0.0) -> Path:
+def write_self_test(path: Path, *, bias=(0.0, 0.0, 0.0), error=0.0, **limits: float) -> Path:
     """Write what numpy says of some images, wrong by `error`."""
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, CHANNELS), dtype=np.uint8)
     embedding = (images.mean(axis=(1, 2)) / 255).astype(np.float32)
-    np.savez(path, images=images, embedding=embedding + np.float32(error), logits=embedding + np.float32(bias))
+    np.savez(
+        path, images=images, embedding=embedding + np.float32(error), logits=embedding + np.float32(bias), **limits
+    )
     return path
 
 
