@@ -22,6 +22,7 @@ WEBHOOKS = {  # of a server that may call other servers of this machine
     "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
     "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
     "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds until a new webhook is called
 }
 SECONDS_TO_START = 90
 

@@ -1,6 +1,5 @@
 """Promotion is deployment: a real MLflow server, its webhook, and the server that follows the alias."""
 
-import base64
 import contextlib
 import json
 import os
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess, free_port, picture, serving
+from server_process import ServerProcess, picture, serving
 from tiny_onnx import sha256, write_onnx, write_self_test
 
 pytestmark = pytest.mark.service
@@ -29,48 +28,9 @@ BIASES = {"1": (9, 0, 0), "2": (0, 9, 0), "3": (0, 0, 9)}  # so the first class 
 ANSWERS = {"1": "cat", "2": "dog", "3": "owl"}
 
 
-@contextlib.contextmanager
-def mlflow_server(directory: Path) -> Iterator[str]:
-    """An MLflow server that keeps artifacts itself and may call webhooks on this machine."""
-    uri, log = f"http://127.0.0.1:{(port := free_port())}", directory / "mlflow.log"
-    environment = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
-        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
-        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
-        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
-    }
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{directory}/mlflow.db",
-        "--artifacts-destination",
-        f"{directory}/files",
-    ]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    import mlflow.onnx  # noqa: F401  slow, and so is the start of the server: side by side
-
-    try:
-        end = time.monotonic() + 60
-        while True:
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
-                break
-            time.sleep(0.1)
-        yield uri
-    finally:
-        os.killpg(process.pid, 15)  # uvicorn's workers are children of it
-        process.wait(20)
-
-
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory):
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
+def mlflow_uri(team_mlflow):
+    return team_mlflow.uri
 
 
 @dataclass
