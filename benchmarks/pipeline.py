@@ -1,17 +1,21 @@
-"""What a user waits for: installation, `make pipeline` from nothing, `dvc repro` with nothing changed, each stage.
+"""What a user waits for: installation, `make pipeline` from nothing, nothing changed (DVC, Prefect), each stage.
 
 Works in a fresh clone of the last commit, in a temporary folder. Writes benchmarks/results/pipeline-<machine>.json
 and prints the table of docs/benchmarks.md.
 """
 
+import contextlib
 import json
 import os
 import platform
 import re
+import signal
+import socket
 import statistics
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +48,39 @@ def measure(clone: Path) -> dict[str, Any]:
     }
     dvc = str(clone / ".venv/bin/dvc")
     result["nothing_changed_s"] = spread([clock(dvc, "repro", cwd=clone) for _ in range(NO_OP_REPEATS)])
+    result["flow_nothing_changed_s"] = measure_flow(clone)
     result["stages"] = {stage: measure_stage(stage, clone) for stage in WORK}
     evaluation = json.loads((clone / "reports/evaluation.json").read_text(encoding="utf-8"))
     result["test_accuracy"] = {name: metrics["accuracy"] for name, metrics in evaluation["models"].items()}
     return result
+
+
+def measure_flow(clone: Path) -> dict[str, float]:
+    """Return how long the Prefect flow takes when nothing changed, with a server that runs, in seconds."""
+    python = str(clone / ".venv/bin/python")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+    os.environ |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(clone / ".prefect")}
+    command = [python, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api/health")
+        flow = [python, "-m", "pipelines.flow.pipeline"]
+        run(*flow, cwd=clone)  # registers the flow
+        return spread([clock(*flow, cwd=clone) for _ in range(NO_OP_REPEATS)])
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(url: str) -> None:
+    """Wait until a server answers."""
+    for _ in range(600):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+        time.sleep(0.2)
+    raise TimeoutError(url)
 
 
 def measure_stage(stage: str, clone: Path) -> dict[str, dict[str, float]]:
@@ -100,11 +133,16 @@ def describe_machine() -> dict[str, Any]:
 def format_table(result: dict[str, Any]) -> str:
     """Return the measurements as Markdown."""
     machine = result["machine"]
-    nothing = result["nothing_changed_s"]
+    nothing, flow = result["nothing_changed_s"], result["flow_nothing_changed_s"]
     rows = [
         ("installation, warm package cache", f"{result['install_s']:.0f} s", "60 s"),
         ("`make pipeline` from nothing, installed", f"{result['pipeline_s']:.0f} s", "150 s"),
         ("`dvc repro`, nothing changed", f"{nothing['median']} s ({nothing['min']}-{nothing['max']})", "1.5 s"),
+        (
+            "the Prefect flow, nothing changed, server running",
+            f"{flow['median']} s ({flow['min']}-{flow['max']})",
+            "6 s",
+        ),
         ("a clone", f"{result['clone_mb']} MB", "5 MB"),
         ("GRPO-RM digits test accuracy", f"{result['test_accuracy']['grpo_rm']:.4f}", "at least 0.97"),
         *(

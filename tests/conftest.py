@@ -61,6 +61,9 @@ class Workspace:
         self.succeed("git", "clean", "-fdq")
         self.succeed("git", "clean", "-fdxq", "data/raw")  # ignored by git, watched by DVC
         self.succeed("dvc", "checkout", "--quiet", "--force")
+        for name in ("state.pt", "run.json"):  # of a training that a test has ended
+            for left in self.root.glob(f"checkpoints/**/{name}"):
+                left.unlink()
 
 
 def copy_repository(root: Path) -> Workspace:
@@ -99,10 +102,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not original.exists():
             run_pipeline(shared / "running")
-            (shared / "running").rename(original)  # whole or not at all; MLflow's store survives the move
+            (shared / "running").rename(original)  # whole or not at all
     root = tmp_path_factory.mktemp("repository") / "clone"
     shutil.copytree(original, root, symlinks=True)
-    return Workspace(root)
+    workspace = Workspace(root)
+    workspace.succeed("python", "-m", "pipelines.tracking.store")  # MLflow's paths are of the original still
+    return workspace
 
 
 def run_pipeline(root: Path) -> None:
@@ -119,3 +124,13 @@ def workspace(finished: Workspace) -> Iterator[Workspace]:
     """The same, to change at will: afterwards parameters and results are restored."""
     yield finished
     finished.restore()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: two processes then end at about the same time."""
+    first = ["service/test_flow.py", "pipeline/", "service/", "serving/"]
+
+    def rank(item: pytest.Item) -> int:
+        return next((index for index, part in enumerate(first) if f"tests/{part}" in item.path.as_posix()), len(first))
+
+    items.sort(key=rank)

@@ -89,6 +89,7 @@ def test_a_swallowed_interrupt_ends_a_stage_soon():
 
 
 DEFERRED = """
+    import pipelines.stage
     from pipelines.stage import deferred_interrupt
     with deferred_interrupt() as should_stop:
         print(should_stop())
@@ -103,9 +104,15 @@ def test_a_deferred_interrupt_comes_after_the_block():
     assert (done.returncode, done.stdout, done.stderr) == (143, "False\nTrue\n", INTERRUPTED)
 
 
+def test_a_signal_to_the_group_and_to_the_process_is_one():
+    done = run(DEFERRED.format(kill=KILL.format("SIGTERM"), then=f"{KILL.format('SIGTERM')}; print('went on')"))
+    assert (done.returncode, done.stdout, done.stderr) == (143, "False\nTrue\nwent on\n", INTERRUPTED)
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_the_second_signal_ends_at_once(name, code):
     start = time.monotonic()
-    done = run(DEFERRED.format(kill=KILL.format("SIGTERM"), then=f"{KILL.format(name)}; time.sleep(60)"))
+    later = f"pipelines.stage.SAME_SECONDS = 0; {KILL.format(name)}; time.sleep(60)"
+    done = run(DEFERRED.format(kill=KILL.format("SIGTERM"), then=later))
     assert time.monotonic() - start < 30
     assert (done.returncode, done.stdout, done.stderr) == (code, "False\nTrue\n", "")
