@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,12 @@ from typing import Any
 
 CHANGED = ("params.yaml", "dvc.lock")  # what a run changes of the files that git tracks
 LOCK, SNAPSHOT = ".dvc/tmp/run.lock", ".dvc/tmp/run"
-AUTHOR = ("-c", "user.name=grpo-rm", "-c", "user.email=grpo-rm@localhost")
+AUTHOR = {  # where git knows none
+    "GIT_AUTHOR_NAME": "grpo-rm",
+    "GIT_AUTHOR_EMAIL": "grpo-rm@localhost",
+    "GIT_COMMITTER_NAME": "grpo-rm",
+    "GIT_COMMITTER_EMAIL": "grpo-rm@localhost",
+}
 
 
 @contextlib.contextmanager
@@ -144,8 +150,7 @@ def commit(root: Path, message: str) -> str | None:
     _git(root, "add", "--", *names)
     if not _git(root, "status", "--porcelain", "--untracked-files=no", "--", *names):
         return None
-    author = () if _is_configured(root, "user.email") else AUTHOR
-    _git(root, *author, "commit", "--quiet", "--message", message, "--", *names)
+    _git(root, "commit", "--quiet", "--message", message, "--", *names)
     return _git(root, "rev-parse", "HEAD")
 
 
@@ -157,7 +162,7 @@ def pull(root: Path) -> None:
     """
     if has_upstream(root):
         try:
-            _git(root, *AUTHOR, "pull", "--quiet", "--rebase")
+            _git(root, "pull", "--quiet", "--rebase")
         except OSError:
             with contextlib.suppress(OSError):
                 _git(root, "rebase", "--abort")
@@ -208,20 +213,18 @@ def has_upstream(root: Path) -> bool:
         return False
 
 
-def _is_configured(root: Path, key: str) -> bool:
-    return subprocess.run(["git", "config", key], cwd=root, capture_output=True, check=False).returncode == 0
-
-
 def _git(root: Path, *arguments: str) -> str:
-    return _run(root, "git", *arguments)
+    known = subprocess.run(["git", "config", "user.email"], cwd=root, capture_output=True, check=False)
+    return _run(root, "git", *arguments, environment={} if known.returncode == 0 else AUTHOR)
 
 
 def _dvc(root: Path, *arguments: str) -> str:
     return _run(root, sys.executable, "-m", "dvc", *arguments)
 
 
-def _run(root: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+def _run(root: Path, *command: str, environment: Mapping[str, str] | None = None) -> str:
+    surroundings = {**(environment or {}), **os.environ}
+    done = subprocess.run(command, cwd=root, env=surroundings, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
         raise OSError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` failed: {said}")

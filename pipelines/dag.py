@@ -80,10 +80,8 @@ def read_dag(root: Path) -> list[Stage]:
             order = nx.lexicographical_topological_sort(graph.reverse(copy=True), key=lambda stage: stage.addressing)
             return [
                 Stage(
-                    stage.addressing,
-                    tuple(
-                        sorted(read.addressing for read in graph.successors(stage) if isinstance(read, PipelineStage))
-                    ),
+                    stage.name,
+                    tuple(sorted(read.name for read in graph.successors(stage) if isinstance(read, PipelineStage))),
                     needs_gpu=bool((stage.meta or {}).get("gpu")),
                     time_limit=60.0 * minutes if (minutes := (stage.meta or {}).get("time_limit")) else None,
                 )
@@ -99,7 +97,7 @@ def stale_stages(root: Path) -> set[str]:
     from dvc.repo import Repo
 
     with Repo(root, _wait_for_lock=True) as repo:
-        return set(repo.status())
+        return {address.rpartition(":")[2] for address in repo.status()}  # from another directory: "PATH/dvc.yaml:NAME"
 
 
 def with_descendants(stages: Sequence[Stage], names: set[str]) -> set[str]:
@@ -165,12 +163,11 @@ def reproduce(
     assert process.stdout is not None
     lines: list[str] = []
     _running.add(process)
-    with _time_limit(process, stage.time_limit) as has_expired:
+    with process, _time_limit(process, stage.time_limit) as has_expired:
         for line in process.stdout:  # ends when the last process of the stage closes it
             if line.strip() and not line.startswith(CHATTER):
                 lines.append(line.rstrip())
                 on_line(lines[-1])
-        process.wait()
     _running.discard(process)
     if has_expired.is_set():
         assert stage.time_limit is not None

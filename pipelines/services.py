@@ -18,6 +18,7 @@ from typing import cast
 from pipelines.lineage import ROOT
 from pipelines.processes import bound_to_us
 from pipelines.stage import run_stage
+from pipelines.tracking.store import mlruns, relocate_local_store
 
 HOST = "127.0.0.1"
 POOL = "grpo-rm"
@@ -46,7 +47,8 @@ class Service:
 
 def mlflow_server(port: int) -> Service:
     """MLflow on the store of this repository."""
-    store = ROOT / "mlruns"
+    store = mlruns()
+    relocate_local_store()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"]
     command += ["--default-artifact-root", (store / "artifacts").as_uri()]

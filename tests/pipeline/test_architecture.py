@@ -51,7 +51,12 @@ def test_a_stage_starts_without_slow_imports(module):
 
 
 @pytest.mark.parametrize(
-    ("package", "home"), [("mlflow", "pipelines/tracking"), ("great_expectations", "pipelines/expectations.py")]
+    ("package", "home"),
+    [
+        ("mlflow", "pipelines/tracking/"),
+        ("prefect", "pipelines/flow/"),
+        ("great_expectations", "pipelines/expectations.py"),
+    ],
 )
 def test_one_module_imports(package, home):
     importing = [
