@@ -10,9 +10,10 @@ from pipelines import clone
 
 
 def data_version(root: Path) -> tuple[str, str]:
-    """Return `data.source` and a hash that changes with its files, or with the version that the upstream branch names.
+    """Return `data.source` and a hash of its version.
 
-    Files are told apart by path, size and time of modification: nothing is read.
+    Of data under version control that is what the .dvc files say, those of the upstream branch where there is one.
+    Other files are told apart by path, size and time of modification: nothing is read.
 
     Raises:
         FileNotFoundError: The source does not exist.
@@ -20,21 +21,26 @@ def data_version(root: Path) -> tuple[str, str]:
     """
     source = load_config(root / "params.yaml").data.source
     digest = hashlib.sha256()
-    for line in [*_files(root, source), *clone.upstream_data(root)]:
+    for line in _lines(root, source):
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return source, digest.hexdigest()
 
 
-def _files(root: Path, source: str) -> Iterator[str]:
+def _lines(root: Path, source: str) -> Iterator[str]:
     kind, _, path = source.partition(":")
     if kind not in ("folder", "npz"):
         return
     start = root / path
-    if not start.exists():
+    controlled = [*start.parent.glob(f"{start.name}.dvc"), *(start.rglob("*.dvc") if start.is_dir() else [])]
+    if not controlled and start.exists():
+        for file in [str(start)] if start.is_file() else _walk(str(start)):
+            status = Path(file).stat()
+            yield f"{os.path.relpath(file, start)} {status.st_size} {status.st_mtime_ns}"
+        return
+    versions = clone.upstream_data(root) or [file.read_text(encoding="utf-8") for file in sorted(controlled)]
+    if not versions:
         raise FileNotFoundError(f"data.source is {source}, but {start} does not exist")
-    for file in [str(start)] if start.is_file() else _walk(str(start)):
-        status = Path(file).stat()
-        yield f"{os.path.relpath(file, start)} {status.st_size} {status.st_mtime_ns}"
+    yield from versions
 
 
 def _walk(start: str) -> Iterator[str]:

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-CHANGED = ("params.yaml", "dvc.lock")  # what a run changes of the files that git tracks
+PARAMS, LOCK_FILE = "params.yaml", "dvc.lock"
+CHANGED = (PARAMS, LOCK_FILE)  # what a run changes of the files that git tracks
+WRITTEN = "written.yaml"  # the parameters as a run has set them
+GIT_SECONDS, DVC_SECONDS = 600.0, 86_400.0  # a remote that hangs must not hold the clone for ever
 LOCK, SNAPSHOT = ".dvc/tmp/run.lock", ".dvc/tmp/run"
 AUTHOR = {  # where git knows none
     "GIT_AUTHOR_NAME": "grpo-rm",
@@ -74,8 +77,8 @@ class Snapshot:
 
     def take(self, owner: str) -> None:
         """Remember parameters and dvc.lock."""
+        self._make_room()
         partial = self.directory.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / "owner").write_text(owner, encoding="utf-8")
         for name in CHANGED:
@@ -83,59 +86,81 @@ class Snapshot:
                 shutil.copy2(self.root / name, partial / name)
         partial.rename(self.directory)
 
+    def override(self, values: Mapping[str, Any]) -> None:
+        """Set parameters in params.yaml, and keep its comments.
+
+        Args:
+            values: By their dotted names, such as {"finetune.epochs": 2}.
+
+        Raises:
+            ValueError: There is no such parameter, or it cannot have this value. The file is as it was.
+        """
+        from dvc.utils.serialize import modify_yaml
+
+        from grpo_rm.config import load_config
+
+        if not values:
+            return
+        written = self.directory / WRITTEN
+        shutil.copy2(self.root / PARAMS, written)
+        with modify_yaml(written) as content:
+            for name, value in values.items():
+                _set(content, name, value)
+        load_config(written)
+        shutil.copy2(written, self.root / PARAMS)
+
     def restore(self) -> None:
-        """Go back: parameters, dvc.lock, and the outputs it names as far as the cache has them."""
-        for name in CHANGED:
-            if (self.directory / name).is_file():
-                shutil.copy2(self.directory / name, self.root / name)
-            else:
-                (self.root / name).unlink(missing_ok=True)
-        _dvc(self.root, "checkout", "--quiet", "--force", "--allow-missing")
+        """Go back: parameters (unless a person has edited them since), dvc.lock, and outputs as far as they are cached.
+
+        Raises:
+            OSError: DVC could not; the snapshot stays.
+        """
+        present, written = self.root / PARAMS, self.directory / WRITTEN
+        if written.is_file() and present.is_file() and present.read_bytes() == written.read_bytes():
+            shutil.copy2(self.directory / PARAMS, present)
+        if (self.directory / LOCK_FILE).is_file():
+            shutil.copy2(self.directory / LOCK_FILE, self.root / LOCK_FILE)
+        else:
+            (self.root / LOCK_FILE).unlink(missing_ok=True)
+        # of stages alone: data that a person put under version control may have changes that are in no cache
+        _dvc(self.root, "--wait-for-lock", "checkout", "--quiet", "--force", "--allow-missing", "dvc.yaml")
         self.drop()
 
     def drop(self) -> None:
         """Forget it: the run went well."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.exists():
+            self._make_room()
+            self.directory.rename(self.directory.with_suffix(".partial"))  # at once: half a snapshot would be worse
+        self._make_room()
+
+    def _make_room(self) -> None:
+        shutil.rmtree(self.directory.with_suffix(".partial"), ignore_errors=True)
+
+
+def _set(content: Any, name: str, value: Any) -> None:
+    *parents, key = name.split(".")
+    for index, parent in enumerate(parents):
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"{name}: {'.'.join(parents[: index + 1])} is a value, expected a block; see params.yaml")
+    content[key] = value
 
 
 @contextlib.contextmanager
-def all_or_nothing(root: Path, owner: str, *, on_failure: Callable[[], None]) -> Iterator[None]:
+def all_or_nothing(root: Path, owner: str, *, on_failure: Callable[[], None]) -> Iterator[Snapshot]:
     """Go back to how the clone was when the block is left by an exception, after calling `on_failure`."""
     snapshot = Snapshot(root)
     snapshot.take(owner)
     try:
-        yield
+        yield snapshot
     except BaseException:
-        on_failure()
-        snapshot.restore()
+        try:
+            on_failure()
+            snapshot.restore()
+        except Exception as error:  # the reason for the failure matters more
+            print(f"warning: {error}. The next run goes back to how {root} was", file=sys.stderr, flush=True)
         raise
     snapshot.drop()
-
-
-def override(root: Path, values: Mapping[str, Any]) -> None:
-    """Set parameters in params.yaml, and keep its comments.
-
-    Args:
-        root: The clone.
-        values: By their dotted names, such as {"finetune.epochs": 2}.
-
-    Raises:
-        ValueError: There is no such parameter, or it cannot have this value.
-    """
-    from dvc.utils.serialize import modify_yaml
-
-    from grpo_rm.config import load_config
-
-    if not values:
-        return
-    with modify_yaml(root / "params.yaml") as content:
-        for name, value in values.items():
-            *parents, key = name.split(".")
-            block = content
-            for parent in parents:
-                block = block.setdefault(parent, {}) if isinstance(block, dict) else {}
-            block[key] = value
-    load_config(root / "params.yaml")
 
 
 def uncommitted(root: Path) -> list[str]:
@@ -145,12 +170,16 @@ def uncommitted(root: Path) -> list[str]:
 
 
 def commit(root: Path, message: str) -> str | None:
-    """Commit params.yaml and dvc.lock alone; return the commit, or None where they did not change."""
+    """Commit params.yaml and dvc.lock alone; return the commit, or None where they did not change.
+
+    Raises:
+        OSError: git could not, or a hook refused; nothing is left staged.
+    """
     names = [name for name in CHANGED if (root / name).is_file()]
-    _git(root, "add", "--", *names)
+    _git(root, "add", "--intent-to-add", "--", *names)
     if not _git(root, "status", "--porcelain", "--untracked-files=no", "--", *names):
         return None
-    _git(root, "commit", "--quiet", "--message", message, "--", *names)
+    _git(root, "commit", "--quiet", "--message", message, "--only", "--", *names)
     return _git(root, "rev-parse", "HEAD")
 
 
@@ -161,12 +190,7 @@ def pull(root: Path) -> None:
         OSError: git or DVC could not; the message is theirs.
     """
     if has_upstream(root):
-        try:
-            _git(root, "pull", "--quiet", "--rebase")
-        except OSError:
-            with contextlib.suppress(OSError):
-                _git(root, "rebase", "--abort")
-            raise
+        _rebase(root)
     tracked = [str(path.relative_to(root)) for path in (root / "data").rglob("*.dvc")]
     if tracked and has_remote(root):
         _dvc(root, "pull", "--quiet", *tracked)
@@ -181,7 +205,17 @@ def push(root: Path) -> None:
     if has_remote(root):
         _dvc(root, "push", "--quiet")
     if has_upstream(root):
+        _rebase(root)  # onto what others have pushed meanwhile
         _git(root, "push", "--quiet")
+
+
+def _rebase(root: Path) -> None:
+    try:
+        _git(root, "pull", "--quiet", "--rebase", "--autostash")
+    except OSError:
+        with contextlib.suppress(OSError):
+            _git(root, "rebase", "--abort")
+        raise
 
 
 def upstream_data(root: Path) -> list[str]:
@@ -215,17 +249,22 @@ def has_upstream(root: Path) -> bool:
 
 def _git(root: Path, *arguments: str) -> str:
     known = subprocess.run(["git", "config", "user.email"], cwd=root, capture_output=True, check=False)
-    return _run(root, "git", *arguments, environment={} if known.returncode == 0 else AUTHOR)
+    return _run(root, "git", *arguments, seconds=GIT_SECONDS, environment={} if known.returncode == 0 else AUTHOR)
 
 
 def _dvc(root: Path, *arguments: str) -> str:
-    return _run(root, sys.executable, "-m", "dvc", *arguments)
+    return _run(root, sys.executable, "-m", "dvc", *arguments, seconds=DVC_SECONDS)
 
 
-def _run(root: Path, *command: str, environment: Mapping[str, str] | None = None) -> str:
-    surroundings = {**(environment or {}), **os.environ}
-    done = subprocess.run(command, cwd=root, env=surroundings, capture_output=True, text=True, check=False)
+def _run(root: Path, *command: str, seconds: float, environment: Mapping[str, str] | None = None) -> str:
+    surroundings = {"GIT_TERMINAL_PROMPT": "0", **(environment or {}), **os.environ}
+    shown = " ".join(command).removeprefix(f"{sys.executable} -m ")
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=surroundings, capture_output=True, text=True, check=False, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"`{shown}` did not end within {seconds:g} seconds") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-        raise OSError(f"`{' '.join(command).removeprefix(f'{sys.executable} -m ')}` failed: {said}")
+        raise OSError(f"`{shown}` failed: {(done.stderr or done.stdout).strip() or f'exit code {done.returncode}'}")
     return done.stdout.rstrip("\n")

@@ -29,7 +29,11 @@ CHATTER = (
     "Use `dvc push`",
 )
 
+END_SECONDS = 20.0  # Prefect gives a cancelled run 30 before it kills it
+
 _running: set[subprocess.Popen[str]] = set()
+_changed = threading.Condition()
+_is_ending = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -150,29 +154,53 @@ def reproduce(
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--force"] * force
-    # no session of its own: whoever ends our process group (a cancelled flow) ends the stage with it
-    process = subprocess.Popen(
-        bound_to_us(command),
-        cwd=root,
-        env={**os.environ, **_surroundings(), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    _running.add(process)
-    with process, _time_limit(process, stage.time_limit) as has_expired:
-        for line in process.stdout:  # ends when the last process of the stage closes it
-            if line.strip() and not line.startswith(CHATTER):
-                lines.append(line.rstrip())
-                on_line(lines[-1])
-    _running.discard(process)
+    process = _start(command, root, environment)
+    if process is None:
+        return Result("cancelled", f"{stage.name} was not started: the run is being ended")
+    try:
+        with process, _time_limit(process, stage.time_limit) as has_expired:
+            lines = _read(process, on_line)
+    finally:
+        with _changed:
+            _running.discard(process)
+            _changed.notify_all()
     if has_expired.is_set():
         assert stage.time_limit is not None
         return Result("timed out", f"{stage.name} was ended after {stage.time_limit / 60:g} minutes (meta.time_limit)")
     return _classify(stage.name, process.returncode, lines)
+
+
+def _read(process: subprocess.Popen[str], on_line: Callable[[str], None]) -> list[str]:
+    """Return what it prints, until the last of its processes has closed it; end them where `on_line` raises."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            if line.strip() and not line.startswith(CHATTER):
+                lines.append(line.rstrip())
+                on_line(lines[-1])
+    except BaseException:
+        end_tree(process)
+        raise
+    return lines
+
+
+def _start(command: Sequence[str], root: Path, environment: dict[str, str]) -> subprocess.Popen[str] | None:
+    with _changed:
+        if _is_ending.is_set():
+            return None
+        # no session of its own: whoever ends our process group (a cancelled flow) ends the stage with it
+        process = subprocess.Popen(
+            bound_to_us(command),
+            cwd=root,
+            env={**os.environ, **_surroundings(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        _running.add(process)
+        return process
 
 
 def _classify(name: str, returncode: int, lines: Sequence[str]) -> Result:
@@ -202,7 +230,7 @@ def _with_indented(lines: Sequence[str], start: int) -> list[str]:
 def _surroundings() -> dict[str, str]:
     """Return what a stage finds in its environment. The commands of dvc.yaml say `python`: this one."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {"PATH": path, "PYTHONUNBUFFERED": "1", BOUND_VARIABLE: "1"}
+    return {"PATH": path, "PYTHONUNBUFFERED": "1", BOUND_VARIABLE: str(os.getpid())}
 
 
 @contextlib.contextmanager
@@ -223,6 +251,16 @@ def _time_limit(process: subprocess.Popen[str], seconds: float | None) -> Iterat
 
 
 def end_running() -> None:
-    """End the stages this process has started, and wait until their processes are gone."""
-    for process in tuple(_running):
-        end_tree(process)
+    """End the stages this process has started, wait until all their processes are gone, and start no other.
+
+    Raises:
+        TimeoutError: Some are not gone after 20 seconds.
+    """
+    _is_ending.set()
+    with _changed:
+        processes = tuple(_running)
+    for process in processes:
+        end_tree(process, grace=END_SECONDS)
+    with _changed:
+        if not _changed.wait_for(lambda: not _running, timeout=END_SECONDS):
+            raise TimeoutError(f"stages do not end within {END_SECONDS:g} seconds")

@@ -2,10 +2,13 @@
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-GRACE_SECONDS = 60.0  # for a training to write its checkpoint, after it was told to stop
+from pipelines.stage import BOUND_VARIABLE
+
+GRACE_SECONDS = 60.0  # for a training to write its state, after it was told to stop
 SETPRIV = Path("/usr/bin/setpriv")  # of util-linux
 
 
@@ -31,3 +34,27 @@ def end_tree(process: subprocess.Popen[str], *, grace: float = GRACE_SECONDS) ->
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     process.kill()  # nothing happens where it has ended
+
+
+def wait_for_stages(root: Path, *, seconds: float = GRACE_SECONDS) -> None:
+    """Wait until no stage of a flow works in a clone: those of a run that was killed end soon after it.
+
+    Raises:
+        TimeoutError: Some go on.
+    """
+    deadline = time.monotonic() + seconds
+    while pids := _stages_in(root):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {pids} of an earlier run work in {root} still: end them")
+        time.sleep(0.2)
+
+
+def _stages_in(root: Path) -> list[int]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if BOUND_VARIABLE in process.environ() and process.cwd() == str(root):
+                found.append(process.pid)
+    return found

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from pipelines.lineage import ROOT
@@ -22,6 +23,7 @@ from pipelines.tracking.store import mlruns, relocate_local_store
 
 HOST = "127.0.0.1"
 POOL = "grpo-rm"
+HOME = ROOT / ".prefect"  # logs, and Prefect's database
 START_SECONDS = 120.0  # a first start creates its database
 STOP_SECONDS = 90.0  # a worker lets a training write its checkpoint
 
@@ -72,22 +74,23 @@ def worker() -> Service:
 def set_prefect_defaults(port: int) -> None:
     """Name the server and the home of Prefect where the environment does not."""
     os.environ.setdefault("PREFECT_API_URL", f"http://{HOST}:{port}/api")
-    os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
+    os.environ.setdefault("PREFECT_HOME", str(HOME))
     os.environ.setdefault("GRPO_RM_CLONE", str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def deploy() -> None:
-    """Create the work pool and the deployments of prefect.yaml, or update them.
+    """Create the work pool, the concurrency limit `gpu` and the deployments of prefect.yaml, or update them.
 
     Raises:
         ConnectionError: Prefect refuses.
     """
-    try:
-        _prefect("work-pool", "create", POOL, "--type", "process")
-    except ConnectionError as error:
-        if "already exists" not in str(error):
-            raise
+    for command in (("work-pool", "create", POOL, "--type", "process"), ("gcl", "create", "gpu", "--limit", "1")):
+        try:
+            _prefect(*command)
+        except ConnectionError as error:
+            if "already exists" not in str(error):
+                raise
     _prefect("deploy", "--all")
 
 
@@ -110,6 +113,7 @@ def running(services: Sequence[Service]) -> Iterator[list[subprocess.Popen[bytes
     try:
         for service in services:
             if service.health and _answers(service.health):
+                _check_ours(service)
                 print(f"{service.name}: {service.url} (runs already)", flush=True)
                 continue
             processes.append(_start(service))
@@ -120,8 +124,29 @@ def running(services: Sequence[Service]) -> Iterator[list[subprocess.Popen[bytes
             _stop(process)
 
 
+def _check_ours(service: Service) -> None:
+    """Refuse a server that answers at our port but was not started here: it may belong to another clone.
+
+    Raises:
+        ValueError: It was not started here.
+    """
+    note = _note(service)
+    pid = note.read_text(encoding="utf-8") if note.is_file() else ""
+    if not pid or not Path(f"/proc/{pid}").exists():
+        variable = f"{service.name.upper()}_PORT"
+        raise ValueError(
+            f"{service.url} answers already, but was not started in {ROOT}: choose another port ({variable}=...), or "
+            "name the server to use in PREFECT_API_URL or MLFLOW_TRACKING_URI"
+        )
+
+
+def _note(service: Service) -> Path:
+    """Return the file that holds the process id of a service that was started here."""
+    return HOME / f"{service.name.lower()}.pid"
+
+
 def _start(service: Service) -> subprocess.Popen[bytes]:
-    log = ROOT / ".prefect" / f"{service.name.lower()}.log"
+    log = HOME / f"{service.name.lower()}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as file:
         output = None if service.name == "worker" else file  # the worker's log is what a person wants to see
@@ -133,6 +158,7 @@ def _start(service: Service) -> subprocess.Popen[bytes]:
             stderr=output,
             start_new_session=True,  # Ctrl-C reaches us alone: we end them in order
         )
+    _note(service).write_text(str(process.pid), encoding="utf-8")
     deadline = time.monotonic() + START_SECONDS
     while service.health and not _answers(service.health):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -185,12 +211,14 @@ def main() -> None:
     parser.add_argument("what", choices=["ui", "schedule", "deploy", "worker"])
     parser.add_argument("--mlflow-port", type=int, default=5000)
     parser.add_argument("--prefect-port", type=int, default=4200)
-    arguments = parser.parse_args()
+    arguments, others = parser.parse_known_args()
+    if others and arguments.what != "worker":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     has_prefect = "PREFECT_API_URL" in os.environ
     set_prefect_defaults(arguments.prefect_port)
     prefect = [] if has_prefect else [prefect_server(arguments.prefect_port)]
     if arguments.what == "worker":
-        start_worker()
+        start_worker(others)
     elif arguments.what == "deploy":
         deploy()
     elif arguments.what == "ui":
@@ -204,12 +232,12 @@ def main() -> None:
                 until_stopped([*servers, *workers])
 
 
-def start_worker() -> None:
-    """Start a dead run of this clone again, and become the worker."""
+def start_worker(options: Sequence[str]) -> None:
+    """Start a dead run of this clone again, and become Prefect's worker, with more options of it."""
     from pipelines.flow.recovery import restart_dead_run
 
     restart_dead_run()
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", *options]
     os.execv(sys.executable, command)
 
 

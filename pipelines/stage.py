@@ -10,9 +10,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
-BOUND_VARIABLE = "GRPO_RM_BOUND"  # set where a stage is not to outlive the process that started it
+BOUND_VARIABLE = "GRPO_RM_BOUND"  # the process that a stage is not to outlive, where there is one
 OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
 OURS = ("grpo_rm", "pipelines", "__main__")
 GRACE_SECONDS = 5
@@ -25,6 +26,8 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if not Path(f"/proc/{os.environ[BOUND_VARIABLE]}").exists():  # it was gone before
+            os._exit(128 + signal.SIGTERM)
 
 
 class _Interrupt:

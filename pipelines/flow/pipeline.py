@@ -1,6 +1,6 @@
 """The flow `pipeline`: what `dvc repro` does, on a schedule, watched, all or nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from pipelines.flow.stages import OUTAGE_DELAYS, run_stages
 from pipelines.lineage import ROOT
 from pipelines.promote import describe
 from pipelines.promote import promote as promote_version
+from pipelines.tracking.aliases import CHAMPION, PROMOTED, aliases_of
+from pipelines.tracking.registry import tags_of
 from pipelines.tracking.runs import PARENT_RUN_VARIABLE, end_parent_run, open_parent_run, run_url
 
 THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=8))
@@ -53,9 +55,19 @@ def pipeline(
             recover()
             if pull:
                 pull_changes()
-            with clone.all_or_nothing(ROOT, me, on_failure=dag.end_running):
-                message = rebuild(me, params or {}, force or [], target)
-            if promote:
+            edited = clone.uncommitted(ROOT)
+            with (
+                parent_run(me, params or {}) as open_parent,  # ended last: its server may take its time
+                clone.all_or_nothing(ROOT, me, on_failure=dag.end_running) as snapshot,
+            ):
+                snapshot.override(params or {})
+                outcomes = run_stale_stages(force or [], target, open_parent)
+                message = describe_outcomes(outcomes)
+                if edited:
+                    logger.warning("dvc.lock is not committed, because these files are not: %s", ", ".join(edited))
+                elif commit := clone.commit(ROOT, f"Pipeline {message}\n\nStarted by {me}"):
+                    message += f"; committed {commit[:9]}"
+            if promote and "register" in outcomes.get("ran", []):
                 promote_candidate(me)
             if push:
                 push_changes()
@@ -64,55 +76,66 @@ def pipeline(
         return Failed(message=str(error))
 
 
-def rebuild(me: str, params: dict[str, Any], force: list[str], target: str | None) -> str:
-    """Run the stages, show and commit what came out.
+def run_stale_stages(force: list[str], target: str | None, open_parent: Callable[[], str]) -> dict[str, list[str]]:
+    """Run the stages that need it, and show what came out.
+
+    Args:
+        force: Stages to run even if nothing changed.
+        target: The last stage; None for all.
+        open_parent: Opens the MLflow run that theirs are children of.
 
     Returns:
-        What happened, in words.
+        The names of the stages by outcome.
 
     Raises:
-        ValueError: A parameter or a stage does not exist, or a stage failed.
-        OSError: A server does not answer, or git could not commit.
+        ValueError: There is no such stage, or a stage failed.
     """
-    edited = clone.uncommitted(ROOT)
-    clone.override(ROOT, params)
     stages = dag.read_dag(ROOT)
     forced = dag.select(stages, force)
     stages = dag.needed_for(stages, dag.select(stages, [target])) if target else stages
+    if unneeded := forced - {stage.name for stage in stages}:
+        raise ValueError(f"force names {', '.join(sorted(unneeded))}, which target {target} does not need: drop one")
     stale = dag.with_descendants(stages, dag.stale_stages(ROOT) | forced)
     if not stale:
-        run_stages(stages, forced=forced, stale=stale, environment={})
-        return f"nothing changed: {len(stages)} stages are as they were"
-    with parent_run(me, params) as run_id:
-        try:
-            outcomes = run_stages(stages, forced=forced, stale=stale, environment={PARENT_RUN_VARIABLE: run_id})
-        except ValueError:
-            show_failed_validation()
-            raise
-        show_results()
-        with suppress(ConnectionError):  # a server that is away now is no reason to go back
-            create_link_artifact(run_url(run_id), link_text="MLflow run", key="mlflow-run")
-    message = "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in sorted(outcomes.items(), reverse=True))
-    if edited:
-        get_run_logger().warning("dvc.lock is not committed, because these files are not: %s", ", ".join(edited))
-        return message
-    commit = clone.commit(ROOT, f"Pipeline {message}\n\nStarted by {me}\nMLflow run {run_id}")
-    return f"{message}; committed {commit[:9]}" if commit else message
+        return run_stages(stages, forced=forced, stale=stale, environment={})
+    run_id = open_parent()
+    try:
+        outcomes = run_stages(stages, forced=forced, stale=stale, environment={PARENT_RUN_VARIABLE: run_id})
+    except ValueError:
+        show_failed_validation()
+        raise
+    show_results()
+    with suppress(ConnectionError):  # a server that is away now is no reason to go back
+        create_link_artifact(run_url(run_id), link_text="MLflow run", key="mlflow-run")
+    return outcomes
+
+
+def describe_outcomes(outcomes: dict[str, list[str]]) -> str:
+    """Return what happened in words."""
+    if set(outcomes) == {"cached"}:
+        return f"nothing changed: {len(outcomes['cached'])} stages are as they were"
+    return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in sorted(outcomes.items(), reverse=True))
 
 
 @contextmanager
-def parent_run(me: str, params: dict[str, Any]) -> Iterator[str]:
-    """Open the MLflow run that the stages' runs are children of."""
-    run_id = open_tracking_run(me, params)
+def parent_run(me: str, params: dict[str, Any]) -> Iterator[Callable[[], str]]:
+    """Yield what opens the MLflow run that the stages' runs are children of; end it, if it was opened."""
+    opened: list[str] = []
+
+    def open_parent() -> str:
+        opened.append(open_tracking_run(me, params))
+        return opened[0]
+
     status = "KILLED"
     try:
-        yield run_id
+        yield open_parent
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        end_parent_run(run_id, status)
+        for run_id in opened:
+            end_parent_run(run_id, status)
 
 
 @task(task_run_name="open the MLflow run", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
@@ -140,12 +163,15 @@ def push_changes() -> None:
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
 def promote_candidate(me: str) -> State[Any]:
-    """Make the version of the last registration champion if its gate passed."""
+    """Make the version just registered champion, if its gate passed and nobody took it down before."""
     registration = read_report("registration")
-    if not registration or not registration["gate"]["has_passed"]:
+    assert registration is not None
+    if not registration["gate"]["has_passed"]:
         return Completed(name="Skipped", message="nothing is promoted, because the gate failed")
-    promotion = promote_version(registration["version"], name=registration["name"], by=me)
-    return Completed(message=describe(promotion))
+    name, version = registration["name"], registration["version"]
+    if PROMOTED in tags_of(name, version) and CHAMPION not in aliases_of(name, version):
+        return Completed(name="Skipped", message=f"version {version} is not promoted, because a person took it down")
+    return Completed(message=describe(promote_version(version, name=name, by=me)))
 
 
 if __name__ == "__main__":

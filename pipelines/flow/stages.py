@@ -123,14 +123,19 @@ class LogLines:
 
     def __init__(self, stage: str) -> None:
         self.stage, self.logger = stage, get_run_logger()
+        self._is_shown = True
         self._artifact: UUID | None = None
         self._updated = 0.0
 
     def __call__(self, line: str) -> None:
         self.logger.info(line)
         epoch = epoch_of(line)
-        if epoch:
-            self._show(*epoch)
+        if epoch and self._is_shown:
+            try:
+                self._show(*epoch)
+            except Exception as error:  # a server that is away must not end a training that runs
+                self._is_shown = False
+                self.logger.warning("progress is not shown any more: %s", error)
 
     def _show(self, epoch: int, epochs: int) -> None:
         percent = 100.0 * epoch / epochs

@@ -1,5 +1,6 @@
 """The flow `watch`: emits an event where the data or an alias differ from what it saw the last time."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,13 +11,14 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 from prefect.variables import Variable
 
-from pipelines import changes
+from pipelines import changes, clone
 from pipelines.lineage import ROOT
 from pipelines.tracking.aliases import all_aliases
 from pipelines.tracking.registry import contact
 from pipelines.tracking.runs import check_tracking, has_store
 
-SEEN = "grpo_rm_watch"  # the Prefect variable that holds what was seen
+# the Prefect variable that holds what was seen, for each clone its own
+SEEN = f"grpo_rm_watch_{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
 Event = tuple[str, str, dict[str, str]]  # event, resource, payload
 
 
@@ -27,6 +29,8 @@ def watch() -> State[Any]:
     Events: `grpo-rm.data.changed` of `grpo-rm.data.<source>`, and `grpo-rm.alias.changed` of `grpo-rm.model.<name>`.
     What is seen for the first time is remembered without an event.
     """
+    if not clone.is_free(ROOT):
+        return Completed(message="a run works in the clone: looked at nothing")
     try:
         source, version = changes.data_version(ROOT)
         check_tracking()
@@ -36,10 +40,11 @@ def watch() -> State[Any]:
         return Failed(message=str(error))
     seen = cast(dict[str, Any], Variable.get(SEEN, default={}))
     events = [*_data_events(source, version, seen), *_alias_events(aliases, seen)]
+    # remembered first: an event that is lost is better than one that starts a run every ten minutes
+    Variable.set(SEEN, {"data": {source: version}, "aliases": aliases}, overwrite=True)
     for event, resource, payload in events:
         get_run_logger().info("%s: %s %s", event, resource, payload)
         emit_event(event=event, resource={"prefect.resource.id": resource}, payload=payload)
-    Variable.set(SEEN, {"data": {source: version}, "aliases": aliases}, overwrite=True)
     return Completed(message="; ".join(f"{event} {resource}" for event, resource, _ in events) or "nothing changed")
 
 

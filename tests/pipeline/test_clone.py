@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def reproduce(root: Path, name: str, *, force: bool = False) -> tuple[dag.Result
     return dag.reproduce(stage, root, force=force, environment={}, on_line=lines.append), lines
 
 
+def override(root: Path, values: dict[str, object]) -> None:
+    """Set parameters for good."""
+    snapshot = clone.Snapshot(root)
+    snapshot.take("a test")
+    try:
+        snapshot.override(values)
+    finally:
+        snapshot.drop()
+
+
 def test_the_graph_is_that_of_dvc_yaml(root):
     stages = {stage.name: stage for stage in dag.read_dag(root)}
     assert stages["second"] == dag.Stage("second", ("first",), needs_gpu=True, time_limit=90 * 60)
@@ -89,7 +100,7 @@ def test_the_graph_is_that_of_dvc_yaml(root):
 def test_a_stage_is_cached_runs_or_is_restored(root):
     assert {"first", "second"}.isdisjoint(dag.stale_stages(root))
     assert reproduce(root, "first")[0].outcome == "cached"
-    clone.override(root, {"finetune.epochs": 2})
+    override(root, {"finetune.epochs": 2})
     assert "first" in dag.stale_stages(root)
     result, lines = reproduce(root, "first")
     assert result.outcome == "ran"
@@ -111,19 +122,39 @@ def test_a_stage_that_does_not_end_well(root, name, outcome, message):
     assert (result.outcome, result.message) == (outcome, message)
 
 
-def test_a_stage_that_is_ended_from_outside(root):
-    ended = threading.Timer(2, dag.end_running)
-    ended.start()
-    (stage,) = (stage for stage in dag.read_dag(root) if stage.name == "slow")
-    stage = dag.Stage(stage.name, stage.upstream)
-    result = dag.reproduce(stage, root, force=True, environment={}, on_line=lambda _: None)
-    assert result.outcome == "cancelled"
+def test_a_stage_that_is_ended_from_outside(root, monkeypatch):
+    monkeypatch.setattr(dag, "_is_ending", threading.Event())
+    started = threading.Event()
+    slow, first = dag.Stage("slow", ()), dag.Stage("first", ())
+    results = []
+
+    def run() -> None:
+        results.append(dag.reproduce(slow, root, force=True, environment={}, on_line=lambda _: started.set()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(30)
+    dag.end_running()
+    thread.join(10)
+    results.append(dag.reproduce(first, root, force=True, environment={}, on_line=print))
+    assert [result.outcome for result in results] == ["cancelled", "cancelled"]
+    assert "was not started" in results[1].message
+
+
+def test_a_stage_ends_where_its_output_is_not_wanted(root):
+    def refuse(line: str) -> None:
+        raise ConnectionError(line)
+
+    start = time.monotonic()
+    with pytest.raises(ConnectionError):
+        dag.reproduce(dag.Stage("slow", ()), root, force=True, environment={}, on_line=refuse)
+    assert time.monotonic() - start < 30  # it sleeps for 60
 
 
 def test_a_failure_takes_everything_back(root):
     before = (root / "first.txt").read_bytes()
-    with suppress(KeyError), clone.all_or_nothing(root, "me", on_failure=lambda: None):
-        clone.override(root, {"finetune.epochs": 2})
+    with suppress(KeyError), clone.all_or_nothing(root, "me", on_failure=lambda: None) as snapshot:
+        snapshot.override({"finetune.epochs": 2})
         assert reproduce(root, "first")[0].outcome == "ran"
         raise KeyError
     assert git(root, "status", "--porcelain") == ""
@@ -137,8 +168,8 @@ def test_a_killed_run_is_undone_by_the_next(root):
         from pathlib import Path
         from pipelines import clone
         root = Path({str(root)!r})
-        with clone.hold(root, "the dead", on_wait=print), clone.all_or_nothing(root, "the dead", on_failure=print):
-            clone.override(root, {{"finetune.epochs": 2}})
+        with clone.hold(root, "the dead", on_wait=print), clone.all_or_nothing(root, "the dead", on_failure=print) as s:
+            s.override({{"finetune.epochs": 2}})
             assert not clone.is_free(root)
             os._exit(9)"""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, cwd=Path(__file__).parents[2])
@@ -169,21 +200,48 @@ def test_one_run_at_a_time(root):
 
 def test_parameters_keep_their_comments(root):
     before = (root / "params.yaml").read_text()
-    clone.override(root, {"finetune.epochs": 2, "evaluate.knn_k": [5], "data.source": "folder:data/raw/x"})
+    override(root, {"finetune.epochs": 2, "evaluate.knn_k": [5], "data.source": "folder:data/raw/x"})
     after = (root / "params.yaml").read_text()
     assert yaml.safe_load(after)["evaluate"]["knn_k"] == [5]
     assert after.count("#") == before.count("#")
     with pytest.raises(ValueError, match=r"finetune.epoch: unknown key; did you mean epochs\?"):
-        clone.override(root, {"finetune.epoch": 2})
+        override(root, {"finetune.epoch": 2})
     with pytest.raises(ValueError, match="got 0"):
-        clone.override(root, {"finetune.epochs": 0})
+        override(root, {"finetune.epochs": 0})
+    with pytest.raises(ValueError, match=r"seed.x.y: seed is a value, expected a block"):
+        override(root, {"seed.x.y": 0})
+    assert (root / "params.yaml").read_text() == after
+
+
+def test_going_back_leaves_what_is_a_persons(root):
+    (root / "photos").mkdir()
+    (root / "photos/old.png").write_text("old")
+    dvc(root, "add", "--quiet", "photos")
+    with suppress(KeyError), clone.all_or_nothing(root, "me", on_failure=lambda: None) as snapshot:
+        snapshot.override({"finetune.epochs": 2})
+        edited = (root / "params.yaml").read_text() + "# a remark\n"
+        (root / "params.yaml").write_text(edited)
+        (root / "photos/new.png").write_text("in no cache")
+        raise KeyError
+    assert (root / "photos/new.png").read_text() == "in no cache"
+    assert (root / "params.yaml").read_text() == edited
+
+
+def test_a_commit_that_is_refused_leaves_nothing_staged(root):
+    hook = root / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\necho no >&2; exit 1\n")
+    hook.chmod(0o755)
+    override(root, {"finetune.epochs": 2})
+    with pytest.raises(OSError, match="no"):
+        clone.commit(root, "refused")
+    assert git(root, "status", "--porcelain") == " M params.yaml\n"
 
 
 def test_a_commit_holds_nothing_of_the_user(root):
     (root / "mine.txt").write_text("a draft")
     git(root, "add", "mine.txt")
     assert clone.commit(root, "nothing") is None
-    clone.override(root, {"finetune.epochs": 2})
+    override(root, {"finetune.epochs": 2})
     assert clone.uncommitted(root) == ["mine.txt", "params.yaml"]
     commit = clone.commit(root, "two epochs")
     assert git(root, "show", "--name-only", "--format=", commit).split() == ["params.yaml"]
@@ -198,31 +256,42 @@ def test_what_is_pushed_can_be_pulled(root, tmp_path):
     dvc(other, "pull", "--quiet", "first.txt", "second.txt")
     assert (other / "second.txt").read_bytes() == (root / "second.txt").read_bytes()
 
-    source = f"folder:{tmp_path / 'images'}"
-    (tmp_path / "images").mkdir()
-    clone.override(root, {"data.source": source})
-    before = data_version(root)
-    assert data_version(root) == before
-    (other / "data").mkdir()
-    (other / "data/raw.txt").write_text("images")
-    dvc(other, "add", "--quiet", "data/raw.txt")
-    git(other, "add", "--all")
-    git(other, "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "--message", "data")
-    dvc(other, "push", "--quiet")
-    git(other, "push", "--quiet")
-    seen = data_version(root)
-    assert seen != before
-    (tmp_path / "images/new.png").write_bytes(b"x")
+    override(root, {"data.source": "folder:data/raw"})
+    with pytest.raises(FileNotFoundError, match="data/raw does not exist"):
+        data_version(root)
+    (other / "data/raw").mkdir(parents=True)
+    (other / "data/raw/image.png").write_text("an image")
+    commit_data(other)
+    seen = data_version(root)  # of the upstream branch
+    clone.pull(root)
+    assert (root / "data/raw/image.png").read_text() == "an image"
+    assert data_version(root) == seen
+    (other / "data/raw/image.png").write_text("another image")
+    commit_data(other)
     assert data_version(root) != seen
 
-    git(root, "checkout", "--quiet", "params.yaml")
-    clone.pull(root)
-    assert (root / "data/raw.txt").read_text() == "images"
+
+def commit_data(root: Path) -> None:
+    dvc(root, "add", "--quiet", "data/raw")
+    dvc(root, "push", "--quiet", "data/raw.dvc")
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "--message", "data")
+    git(root, "push", "--quiet")
+
+
+def test_a_folder_outside_version_control_is_told_by_its_files(root, tmp_path):
+    (tmp_path / "images").mkdir()
+    override(root, {"data.source": f"folder:{tmp_path / 'images'}"})
+    before = data_version(root)
+    assert data_version(root) == before
+    (tmp_path / "images/new.png").write_bytes(b"x")
+    assert data_version(root) != before
 
 
 def test_an_upstream_that_is_gone(root):
     git(root, "remote", "set-url", "origin", str(root / "nowhere"))
-    with pytest.raises(OSError, match="`git pull --quiet --rebase` failed"):
+    with pytest.raises(OSError, match="`git pull --quiet --rebase --autostash` failed"):
         clone.pull(root)
+    override(root, {"data.source": "folder:data/raw/images"})
     with pytest.raises(OSError, match="`git fetch --quiet` failed"):
         data_version(root)
