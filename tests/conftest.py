@@ -61,6 +61,8 @@ class Workspace:
         self.succeed("git", "clean", "-fdq")
         self.succeed("git", "clean", "-fdxq", "data/raw")  # ignored by git, watched by DVC
         self.succeed("dvc", "checkout", "--quiet", "--force")
+        shutil.rmtree(self.root / "mlruns")
+        shutil.copytree(self.root.parent / "mlruns", self.root / "mlruns")
         for name in ("state.pt", "run.json"):  # of a training that a test has ended
             for left in self.root.glob(f"checkpoints/**/{name}"):
                 left.unlink()
@@ -107,6 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
     shutil.copytree(original, root, symlinks=True)
     workspace = Workspace(root)
     workspace.succeed("python", "-m", "pipelines.tracking.store")  # MLflow's paths are of the original still
+    shutil.copytree(root / "mlruns", root.parent / "mlruns")  # to go back to
     return workspace
 
 
@@ -127,10 +130,17 @@ def workspace(finished: Workspace) -> Iterator[Workspace]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: two processes then end at about the same time."""
-    first = ["service/test_flow.py", "pipeline/", "service/", "serving/"]
+    """Tell two processes how to share the work.
 
-    def rank(item: pytest.Item) -> int:
-        return next((index for index, part in enumerate(first) if f"tests/{part}" in item.path.as_posix()), len(first))
+    One begins with the longest file, which runs the pipeline first; the other with what needs no pipeline. Files that
+    use MLflow on PostgreSQL and S3 stay together.
+    """
+    order = ["service/test_flow", "unit/", "serving/", "service/test_webhook", "service/", "pipeline/"]
 
-    items.sort(key=rank)
+    def path(item: pytest.Item) -> str:
+        return item.path.relative_to(REPOSITORY / "tests").as_posix()
+
+    items.sort(key=lambda item: next(index for index, start in enumerate(order) if path(item).startswith(start)))
+    for item in items:
+        uses_team = "team_mlflow" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("team" if uses_team else path(item)))

@@ -7,19 +7,10 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from pipelines.register import decide_promotion
+from grpo_rm.config import load_config
+from pipelines.register import decide_promotion, register
 from pipelines.tracking.aliases import Alias
-
-ALIASES = """
-import json, sys, mlflow
-mlflow.set_tracking_uri("sqlite:///mlruns/mlflow.db")
-client = mlflow.MlflowClient()
-for alias, version in (pair.split("=") for pair in sys.argv[1:]):
-    client.set_registered_model_alias("grpo-rm-digits", alias, version)
-model = client.get_registered_model("grpo-rm-digits")
-versions = client.search_model_versions("name = 'grpo-rm-digits'")
-print(json.dumps({"aliases": {k: str(v) for k, v in model.aliases.items()}, "versions": len(versions)}))
-"""
+from pipelines.tracking.store import use_tracking_store
 
 VERSION = """
 import json, sys, mlflow, numpy as np
@@ -76,13 +67,27 @@ def test_what_was_taken_down_stays_down(champion):
     assert "was champion before and was taken down; `python -m pipelines.promote 2`" in reason
 
 
-def register(workspace) -> dict:
-    workspace.succeed("python", "-m", "pipelines.register")
-    return json.loads((workspace.root / "reports/registration.json").read_text())
+@pytest.fixture
+def in_workspace(workspace, monkeypatch: pytest.MonkeyPatch):
+    """The workspace, for code that runs in this process: a process for each call takes seconds to import mlflow."""
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.setattr("pipelines.lineage.ROOT", workspace.root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return workspace
 
 
-def registry(workspace, *moves: str) -> dict:
-    return json.loads(workspace.succeed("python", "-W", "ignore", "-c", ALIASES, *moves).splitlines()[-1])
+def register_again() -> dict:
+    return register(load_config())
+
+
+def registry(*moves: str) -> dict:
+    """Move aliases, as a person does, and return them and the number of versions."""
+    client = use_tracking_store()
+    for alias, version in (pair.split("=") for pair in moves):
+        client.set_registered_model_alias("grpo-rm-digits", alias, version)
+    aliases = client.get_registered_model("grpo-rm-digits").aliases
+    versions = client.search_model_versions("name = 'grpo-rm-digits'")
+    return {"aliases": {alias: str(version) for alias, version in aliases.items()}, "versions": len(versions)}
 
 
 @pytest.mark.pipeline
@@ -115,55 +120,58 @@ def test_a_version_explains_itself(workspace):
 
 
 @pytest.mark.pipeline
-def test_the_same_bytes_make_no_second_version(workspace):
-    before = registry(workspace)["versions"]
-    result = register(workspace)
-    assert registry(workspace)["versions"] == before
+@pytest.mark.filterwarnings("ignore")  # of libraries that mlflow imports
+def test_the_same_bytes_make_no_second_version(in_workspace):
+    before = registry()["versions"]
+    result = register_again()
+    assert registry()["versions"] == before
     assert result["promotion"] == "it already is the champion"
 
 
 @pytest.mark.pipeline
-def test_a_candidate_against_a_champion(workspace):
+@pytest.mark.filterwarnings("ignore")
+def test_a_candidate_against_a_champion(in_workspace):
     """Another model is registered, compared with the champion, promoted by hand and found again."""
-    first = registry(workspace)["aliases"]["champion"]
+    workspace = in_workspace
+    first = registry()["aliases"]["champion"]
     workspace.set(finetune__epochs=2)
     workspace.succeed("dvc", "repro")
     result = json.loads((workspace.root / "reports/registration.json").read_text())
     assert [clause["name"] for clause in result["gate"]["clauses"]] == ["accuracy", "control", "champion"]
     second = result["version"]
-    assert registry(workspace)["aliases"] == {"challenger": second, "champion": first}
+    assert registry()["aliases"] == {"challenger": second, "champion": first}
     assert f"champion stays version {first}" in result["promotion"]
 
     assert f"out of {first}, {second}" in workspace.fail("python", "-m", "pipelines.promote", "99")
-    moved = registry(workspace, f"champion={second}")  # what a person does in the UI
+    moved = registry(f"champion={second}")  # what a person does in the UI
     assert moved["aliases"]["champion"] == second
     summary = workspace.succeed("python", "-m", "pipelines.summary")
     assert f"registered: grpo-rm-digits version {second} (challenger, champion)\n" in summary
-    assert register(workspace)["promotion"] == "it already is the champion"
-    registry(workspace, f"champion={first}")  # and takes back
+    assert register_again()["promotion"] == "it already is the champion"
+    registry(f"champion={first}")  # and takes back
     workspace.set(register__promote="auto")
-    result = register(workspace)
+    result = register_again()
     assert "was champion before and was taken down" in result["promotion"]
     assert result["aliases"] == ["challenger"]
 
     change(workspace, "reports/evaluation.json", lambda value: value["models"]["grpo_rm"].update(accuracy=math.nan))
-    result = register(workspace)
+    result = register_again()
     assert not result["gate"]["has_passed"]
     assert "accuracy nan, expected at least 0.9" in result["gate"]["clauses"][0]["reason"]
     assert "because the gate failed" in result["promotion"]
-    assert registry(workspace)["aliases"]["champion"] == first
+    assert registry()["aliases"]["champion"] == first
     workspace.succeed("dvc", "checkout", "--quiet", "--force", "reports/evaluation.json")
 
     for key, value in (("classes", list("9876543210")), ("split", {"seed": 1})):
         change(workspace, "data/prepared/dataset.json", lambda described, new={key: value}: described.update(new))
-        clause = register(workspace)["gate"]["clauses"][-1]
+        clause = register_again()["gate"]["clauses"][-1]
         assert not clause["has_passed"]
         assert "cannot be compared with the champion" in clause["reason"]
         workspace.succeed("dvc", "checkout", "--quiet", "--force", "data/prepared")
 
     workspace.succeed("git", "checkout", "--quiet", ".")  # back to the first model: restored, but registered anew
     assert "Running stage 'register'" in workspace.succeed("dvc", "repro")
-    assert registry(workspace)["aliases"]["challenger"] == first
+    assert registry()["aliases"]["challenger"] == first
 
 
 def change(workspace, name: str, edit: Callable[[dict], None]) -> None:

@@ -17,14 +17,22 @@ class PrefectApi:
         self._client.close()
 
     def get(self, path: str) -> Any:
-        return self._client.get(path).raise_for_status().json()
+        return self._answer("GET", path).json()
 
     def post(self, path: str, content: Any) -> Any:
-        answer = self._client.post(path, json=content).raise_for_status()
+        answer = self._answer("POST", path, content)
         return answer.json() if answer.content else None
 
     def delete(self, path: str) -> None:
-        self._client.delete(path).raise_for_status()
+        self._answer("DELETE", path)
+
+    def _answer(self, method: str, path: str, content: Any = None) -> httpx.Response:
+        for _ in range(20):
+            answer = self._client.request(method, path, json=content)
+            if answer.status_code != 503:  # its database is busy; Prefect's own client tries again as well
+                break
+            time.sleep(1)
+        return answer.raise_for_status()
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"/deployments/name/{name}")
