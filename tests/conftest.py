@@ -61,8 +61,6 @@ class Workspace:
         self.succeed("git", "clean", "-fdq")
         self.succeed("git", "clean", "-fdxq", "data/raw")  # ignored by git, watched by DVC
         self.succeed("dvc", "checkout", "--quiet", "--force")
-        shutil.rmtree(self.root / "mlruns")
-        shutil.copytree(self.root.parent / "mlruns", self.root / "mlruns")
         for name in ("state.pt", "run.json"):  # of a training that a test has ended
             for left in self.root.glob(f"checkpoints/**/{name}"):
                 left.unlink()
@@ -127,20 +125,31 @@ def workspace(finished: Workspace) -> Iterator[Workspace]:
     """The same, to change at will: afterwards parameters and results are restored."""
     yield finished
     finished.restore()
+    shutil.rmtree(finished.root / "mlruns")
+    shutil.copytree(finished.root.parent / "mlruns", finished.root / "mlruns")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell two processes how to share the work.
 
     One begins with the longest file, which runs the pipeline first; the other with what needs no pipeline. Files that
-    use MLflow on PostgreSQL and S3 stay together.
+    share a server stay together.
     """
-    order = ["service/test_flow", "unit/", "serving/", "service/test_webhook", "service/", "pipeline/"]
+    order = [
+        "service/test_flow",
+        "service/test_work_pools",
+        "unit/",
+        "serving/",
+        "service/test_webhook",
+        "service/",
+        "pipeline/",
+    ]
 
     def path(item: pytest.Item) -> str:
         return item.path.relative_to(REPOSITORY / "tests").as_posix()
 
     items.sort(key=lambda item: next(index for index, start in enumerate(order) if path(item).startswith(start)))
     for item in items:
-        uses_team = "team_mlflow" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("team" if uses_team else path(item)))
+        servers = {"prefect_server", "team_mlflow"}.intersection(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(min(servers, default=path(item))))

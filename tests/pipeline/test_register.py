@@ -121,7 +121,8 @@ def test_a_version_explains_itself(workspace):
 
 @pytest.mark.pipeline
 @pytest.mark.filterwarnings("ignore")  # of libraries that mlflow imports
-def test_the_same_bytes_make_no_second_version(in_workspace):
+@pytest.mark.usefixtures("in_workspace")
+def test_the_same_bytes_make_no_second_version():
     before = registry()["versions"]
     result = register_again()
     assert registry()["versions"] == before

@@ -239,3 +239,30 @@ def test_only_the_worker_killed(clean, prefect: PrefectApi, worker: Worker):
     run = prefect.start("pipeline/on-demand", target="params")
     assert prefect.wait(run)["message"].startswith("nothing changed")
     assert clean.succeed("git", "status", "--porcelain") == ""
+
+
+def test_new_data_starts_a_run(clean, prefect: PrefectApi):
+    for name in ("cat", "dog"):
+        (clean.root / "data/raw/pets" / name).mkdir(parents=True)
+        Image.effect_noise((8, 8), 50).save(clean.root / "data/raw/pets" / name / "1.png")
+    clean.set(data__source="folder:data/raw/pets")
+    assert prefect.wait(prefect.start("watch/watch"))["message"] == "nothing changed"  # the first time
+    Image.effect_noise((8, 8), 50).save(clean.root / "data/raw/pets/cat/2.png")
+    seen = prefect.wait(prefect.start("watch/watch"))["message"]
+    assert seen == "grpo-rm.data.changed grpo-rm.data.folder-data-raw-pets"
+    deployment = prefect.deployment("pipeline/on-data-change")["id"]
+    (run,) = wait_until(
+        lambda: prefect.post("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}}), seconds=30
+    )
+    assert run["parameters"] == {"force": ["prepare"], "pull": True, "push": True}
+    state = prefect.wait(run["id"])
+    assert "'cat' has 2; expected at least 3" in state["message"]  # too few to train on, which is another matter
+
+
+def test_promotion_by_a_flow(clean, prefect: PrefectApi):
+    runs = [prefect.start("promote/promote", **parameters) for parameters in ({}, {"version": "99"})]
+    already, unknown = (prefect.wait(run) for run in runs)
+    assert (already["type"], unknown["type"]) == ("COMPLETED", "FAILED")
+    assert "already is the champion" in already["message"]
+    assert "has no version 99" in unknown["message"]
+    assert clean.succeed("git", "status", "--porcelain") == ""
