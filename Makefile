@@ -24,7 +24,7 @@ pipeline: $(READY)  ## rebuild everything that changed, and show the result
 	@python -m pipelines.summary
 
 test: $(READY)  ## run all tests
-	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, format check, types
 	@ruff check . && ruff format --check . && mypy

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -129,27 +131,35 @@ def workspace(finished: Workspace) -> Iterator[Workspace]:
     shutil.copytree(finished.root.parent / "mlruns", finished.root / "mlruns")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+# Tests run in two processes, file by file in this order: the longest first, which runs the pipeline; beside it what
+# needs no pipeline. Files that share a server stay together.
+ORDER = (
+    "service/test_flow",
+    "service/test_work_pools",
+    "unit/",
+    "serving/",
+    "service/test_webhook",
+    "service/",
+    "pipeline/",
+)
+TOGETHER = (("test_flow", "test_work_pools"), ("test_webhook", "test_registry_server", "test_tracking_server"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell two processes how to share the work.
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        return next(index for index, start in enumerate(ORDER) if path.startswith(start))
 
-    One begins with the longest file, which runs the pipeline first; the other with what needs no pipeline. Files that
-    share a server stay together.
-    """
-    order = [
-        "service/test_flow",
-        "service/test_work_pools",
-        "unit/",
-        "serving/",
-        "service/test_webhook",
-        "service/",
-        "pipeline/",
-    ]
+    items.sort(key=rank)
 
-    def path(item: pytest.Item) -> str:
-        return item.path.relative_to(REPOSITORY / "tests").as_posix()
 
-    items.sort(key=lambda item: next(index for index, start in enumerate(order) if path(item).startswith(start)))
-    for item in items:
-        servers = {"prefect_server", "team_mlflow"}.intersection(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(min(servers, default=path(item))))
+class ByServer(LoadFileScheduling):
+    """Gives a process a whole file, or the files that share a server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((group[0] for group in TOGETHER if Path(file).stem in group), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
+    return ByServer(config, log)

@@ -256,7 +256,9 @@ def test_new_data_starts_a_run(clean, prefect: PrefectApi):
     )
     assert run["parameters"] == {"force": ["prepare"], "pull": True, "push": True}
     state = prefect.wait(run["id"])
-    assert "'cat' has 2; expected at least 3" in state["message"]  # too few to train on, which is another matter
+    assert (
+        "'cat' has 2, 'dog' has 1; expected at least 3" in state["message"]
+    )  # too few to train on, which is another matter
 
 
 def test_promotion_by_a_flow(clean, prefect: PrefectApi):
