@@ -23,8 +23,12 @@ pipeline: $(READY)  ## rebuild everything that changed, and show the result
 	@dvc repro
 	@python -m pipelines.summary
 
-test: $(READY)  ## run all tests
-	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run the tests
+	@$(PYTEST) -m "not slow"
+
+slow: $(READY)  ## run the tests that repeat whole stages for certainty
+	@$(PYTEST) -m slow
 
 check: $(READY)  ## lint, format check, types
 	@ruff check . && ruff format --check . && mypy
@@ -65,4 +69,4 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-.PHONY: help pipeline test check ui schedule serve bench lock containers setup
+.PHONY: help pipeline test slow check ui schedule serve bench lock containers setup

@@ -65,6 +65,7 @@ def code_of_the_stage(workspace) -> set[str]:
     return {name for name in deps if name.endswith(".py")} - {"pipelines/lineage.py", "pipelines/tables.py"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(workspace):
     """Interrupted in its second epoch and killed in its third; workers change no weight, so the model is the same."""
     checkpoints = workspace.root / CHECKPOINTS

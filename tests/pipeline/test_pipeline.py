@@ -88,6 +88,7 @@ def test_onnx_says_what_it_is(finished):
     assert logits.shape == (5, 10)
 
 
+@pytest.mark.slow
 def test_export_twice_gives_the_same_bytes(workspace):
     before = (workspace.root / "models/onnx/encoder.onnx").read_bytes()
     workspace.succeed("python", "-m", "pipelines.export")
@@ -96,6 +97,7 @@ def test_export_twice_gives_the_same_bytes(workspace):
     assert b"site-packages" not in before
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_bytes(workspace):
     before = (workspace.root / "models/finetune/grpo_rm/model.safetensors").read_bytes()
     workspace.succeed("python", "-m", "pipelines.finetune", "grpo_rm")

@@ -59,6 +59,7 @@ def run(path, images):
     return session.run(["embedding", "logits"], {"images": images})
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes_in_any_process(tmp_path):
     """A small network, so that the other process need not import timm."""
     torch.manual_seed(0)
