@@ -89,7 +89,7 @@ def deploy() -> None:
         try:
             _prefect(*command)
         except ConnectionError as error:
-            if "already exists" not in str(error):
+            if "already exists" not in " ".join(str(error).split()):  # it is wrapped
                 raise
     _prefect("deploy", "--all")
 

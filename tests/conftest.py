@@ -4,8 +4,10 @@ import fcntl
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ class Workspace:
             for left in self.root.glob(f"checkpoints/**/{name}"):
                 left.unlink()
 
+    def restore_store(self) -> None:
+        """Go back to the MLflow store as it was. It stays the same file: mlflow may have it open in this process."""
+        shutil.rmtree(self.root / "mlruns/pending", ignore_errors=True)
+        with (
+            closing(sqlite3.connect(self.root.parent / "mlflow.db")) as original,
+            closing(sqlite3.connect(self.root / "mlruns/mlflow.db")) as store,
+        ):
+            original.backup(store)
+
 
 def copy_repository(root: Path) -> Workspace:
     listed = subprocess.run(
@@ -109,7 +120,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
     shutil.copytree(original, root, symlinks=True)
     workspace = Workspace(root)
     workspace.succeed("python", "-m", "pipelines.tracking.store")  # MLflow's paths are of the original still
-    shutil.copytree(root / "mlruns", root.parent / "mlruns")  # to go back to
+    shutil.copyfile(root / "mlruns/mlflow.db", root.parent / "mlflow.db")  # to go back to
     return workspace
 
 
@@ -127,8 +138,7 @@ def workspace(finished: Workspace) -> Iterator[Workspace]:
     """The same, to change at will: afterwards parameters and results are restored."""
     yield finished
     finished.restore()
-    shutil.rmtree(finished.root / "mlruns")
-    shutil.copytree(finished.root.parent / "mlruns", finished.root / "mlruns")
+    finished.restore_store()
 
 
 # Tests run in two processes, file by file in this order: the longest first, which runs the pipeline; beside it what
