@@ -24,6 +24,8 @@ from pipelines.tracking.store import mlruns, relocate_local_store
 HOST = "127.0.0.1"
 POOL = "grpo-rm"
 HOME = ROOT / ".prefect"  # logs, and Prefect's database
+# kept in memory, the default, the slot of a run would never be free again after the server has been restarted
+LEASES_ON_DISK = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 START_SECONDS = 120.0  # a first start creates its database
 STOP_SECONDS = 90.0  # a worker lets a training write its checkpoint
 
@@ -63,7 +65,7 @@ def prefect_server(port: int) -> Service:
     """Prefect with its database in PREFECT_HOME."""
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     url = f"http://{HOST}:{port}"
-    return Service("Prefect", command, url, f"{url}/api/health")
+    return Service("Prefect", command, url, f"{url}/api/health", LEASES_ON_DISK)
 
 
 def worker() -> Service:

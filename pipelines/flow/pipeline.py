@@ -63,8 +63,8 @@ def pipeline(
                 snapshot.override(params or {})
                 outcomes = run_stale_stages(force or [], target, open_parent)
                 message = describe_outcomes(outcomes)
-                if edited:
-                    logger.warning("dvc.lock is not committed, because these files are not: %s", ", ".join(edited))
+                if edited:  # said every time: it goes on until a person acts
+                    message += f"; dvc.lock is NOT committed, because these files are not: {', '.join(edited)}"
                 elif commit := clone.commit(ROOT, f"Pipeline {message}\n\nStarted by {me}"):
                     message += f"; committed {commit[:9]}"
             if promote and "register" in outcomes.get("ran", []):
