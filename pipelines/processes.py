@@ -3,10 +3,14 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.stage import BOUND_VARIABLE
+
+if TYPE_CHECKING:
+    import psutil
 
 GRACE_SECONDS = 60.0  # for a training to write its state, after it was told to stop
 SETPRIV = Path("/usr/bin/setpriv")  # of util-linux
@@ -22,18 +26,33 @@ def end_tree(process: subprocess.Popen[str], *, grace: float = GRACE_SECONDS) ->
     import psutil
 
     try:
-        descendants = psutil.Process(process.pid).children(recursive=True)
+        tree = _suspend_tree(psutil.Process(process.pid))
     except psutil.NoSuchProcess:
         return
-    process.terminate()
-    for each in descendants:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.terminate()
-    _, alive = psutil.wait_procs(descendants, timeout=grace)
-    for each in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+    for end in (psutil.Process.terminate, psutil.Process.resume):  # the signal waits for them to be resumed
+        _for_each(tree, end)
+    _, alive = psutil.wait_procs(tree[1:], timeout=grace)
+    _for_each(alive, psutil.Process.kill)
     process.kill()  # nothing happens where it has ended
+
+
+def _suspend_tree(root: "psutil.Process") -> list["psutil.Process"]:
+    """Suspend a process and all its descendants, so that none can start another while they are being counted."""
+    tree: list[psutil.Process] = []
+    found = [root]
+    while found:
+        _for_each(found, type(root).suspend)
+        tree += found
+        found = [each for each in root.children(recursive=True) if each not in tree]
+    return tree
+
+
+def _for_each(processes: "Sequence[psutil.Process]", action: "Callable[[psutil.Process], None]") -> None:
+    import psutil
+
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            action(each)
 
 
 def wait_for_stages(root: Path, *, seconds: float = GRACE_SECONDS) -> None:
