@@ -1,15 +1,14 @@
 """The application: its routes, what they share, and how it starts and ends."""
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 
-import anyio
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from serving.deployment import Deployment
 from serving.follower import Follower
+from serving.inference import Inference, NotReadyError
 from serving.routes import health, hooks, v1
 
 
@@ -24,7 +23,7 @@ def create_app(deployment: Deployment, follower: Follower | None, *, webhook_sec
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.threads = anyio.CapacityLimiter(os.cpu_count() or 1)  # more decoding at once is only more memory
+        app.state.inference = Inference(deployment)
         if follower:
             follower.start()
         yield
@@ -36,8 +35,13 @@ def create_app(deployment: Deployment, follower: Follower | None, *, webhook_sec
     app.state.webhook_secret = webhook_secret
     for module in (health, v1, hooks):
         app.include_router(module.router)
+    app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(Exception, _internal_error)
     return app
+
+
+async def _not_ready(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001

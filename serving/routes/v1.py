@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
 from serving.body import read_body
-from serving.deployment import Deployment, LiveModel
+from serving.deployment import LiveModel
+from serving.inference import Inference
 from serving.model import Prediction
 from serving.preprocessing import FORMATS, ImageError
 
@@ -80,14 +80,10 @@ async def embed(request: Request, response: Response) -> Embedding:
 
 
 async def _predict(request: Request, response: Response) -> tuple[LiveModel, Prediction]:
-    deployment: Deployment = request.app.state.deployment
-    live = deployment.model
-    if live is None:
-        raise HTTPException(503, f"no model is loaded yet: {deployment.error}", headers={"Retry-After": "5"})
+    inference: Inference = request.app.state.inference
+    live = inference.live()
     try:
-        body = await read_body(request, MAX_IMAGE_BYTES)
-        threads: anyio.CapacityLimiter = request.app.state.threads
-        prediction = await anyio.to_thread.run_sync(live.onnx.predict, [body], limiter=threads)
+        prediction = await inference.predict(live, [await read_body(request, MAX_IMAGE_BYTES)])
     except ImageError as error:
         raise HTTPException(400, str(error), headers=live.headers()) from error
     except HTTPException as error:
