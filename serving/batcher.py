@@ -1,8 +1,8 @@
 """Micro-batching: images of several requests go through the model together.
 
-The model is never kept waiting for a full batch: as soon as it is free it takes what is there. It waits, up to
+The model is never kept waiting for a full batch: a runner that is free takes what is there. It waits, up to
 `max_wait_ms`, only while images are being decoded that could still join. So one client alone waits for nobody, and
-under load batches fill by themselves while the one before is computed.
+under load batches fill by themselves while those before are computed.
 """
 
 import asyncio
@@ -28,19 +28,26 @@ class _Entry:
 
 
 class Batcher:
-    """Runs models on batches in a thread of its own, in the order of arrival. For one event loop.
+    """Runs models on batches in threads of its own, in the order of arrival. For one event loop.
 
     Attributes:
         decoding: Images that will be handed in soon: what a batch that is not full waits for.
     """
 
-    def __init__(self, batching: Batching, on_batch: Callable[[int], None]) -> None:
+    def __init__(self, batching: Batching, *, runners: int, on_batch: Callable[[int], None]) -> None:
+        """Start.
+
+        Args:
+            batching: How requests share the model.
+            runners: Batches that are computed at the same time.
+            on_batch: Is told the size of each batch.
+        """
         self.decoding = 0
         self._batching, self._on_batch = batching, on_batch
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._worker = asyncio.create_task(self._work())
+        self._threads = ThreadPoolExecutor(runners, thread_name_prefix="runner")
+        self._runners = [asyncio.create_task(self._work()) for _ in range(runners)]
 
     async def run(self, live: LiveModel, images: Pixels) -> Prediction:
         """Return what a model says of images, (n, size, size, channels), n >= 1."""
@@ -57,11 +64,11 @@ class Batcher:
         self._arrived.set()
 
     async def close(self) -> None:
-        """End the worker and its thread."""
-        self._worker.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._worker
-        self._thread.shutdown()
+        """End the threads."""
+        for runner in self._runners:
+            runner.cancel()
+        await asyncio.gather(*self._runners, return_exceptions=True)
+        self._threads.shutdown()
 
     async def _work(self) -> None:
         while True:
@@ -116,7 +123,7 @@ class Batcher:
     async def _run(self, batch: list[_Entry]) -> Prediction:
         images = batch[0].images if len(batch) == 1 else np.concatenate([entry.images for entry in batch])
         self._on_batch(len(images))
-        return await asyncio.get_running_loop().run_in_executor(self._thread, batch[0].live.onnx.run, images)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, batch[0].live.onnx.run, images)
 
 
 def _joined(predictions: list[Prediction]) -> Prediction:

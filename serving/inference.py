@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 from serving.batcher import Batcher
 from serving.deployment import Deployment, LiveModel
-from serving.model import Prediction
+from serving.model import Prediction, has_gpu
 from serving.preprocessing import ImageError, Pixels
 from serving.processors import count_processors
 from serving.settings import Batching
 
-MAX_DECODERS = 8  # an image takes up to 400 MB while it is decoded
+MAX_THREADS = 8  # an image takes up to 400 MB while it is decoded
 
 
 class NotReadyError(Exception):
@@ -37,8 +38,12 @@ class Inference:
     ) -> None:
         self.pending = 0
         self._deployment, self._batching, self._max_pixels = deployment, batching, max_pixels
-        self._batcher = Batcher(batching, on_batch)
-        self._decoders = ThreadPoolExecutor(min(count_processors(), MAX_DECODERS), thread_name_prefix="decoder")
+        threads = min(count_processors(), MAX_THREADS)
+        # Two batches on one core each take less time than one batch on two, which waits for the slower core at every
+        # layer. A GPU wants one batch after the other, and large ones.
+        self._batcher = Batcher(batching, runners=1 if has_gpu() else threads, on_batch=on_batch)
+        Image.init()  # else the first request of each format pays for loading its decoder
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
 
     def live(self) -> LiveModel:
         """Return the model a request is to be answered with: asked for once, so that a swap never meets it half way.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,9 +22,9 @@ class Metrics:
     """
 
     def __init__(self, deployment: Deployment, pending: Callable[[], int]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each: when it began
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
         self.registry.register(_State(deployment, pending))
         self._requests = Counter(
             "grpo_rm_requests", "Answered requests.", ["method", "route", "status"], registry=self.registry

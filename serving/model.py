@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serving.preprocessing import MAX_PIXELS, Pixels, decode, evaluation_view
 from serving.processors import count_processors
 
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that onnxruntime was built with
+GPU, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 INPUT, OUTPUTS = "images", ("embedding", "logits")
 METADATA = ("classes", "preprocessing", "model_sha256", "training")  # with the prefix grpo_rm.
 
@@ -35,6 +35,11 @@ class Prediction:
         logits = self.logits.astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def has_gpu() -> bool:
+    """Whether onnxruntime is the package for GPUs."""
+    return GPU in onnxruntime.get_available_providers()
 
 
 class OnnxModel:
@@ -59,9 +64,7 @@ class OnnxModel:
             threads: That a run is computed with; 0 takes the processors this process may use.
         """
         try:
-            self._session = onnxruntime.InferenceSession(
-                path, _options(threads), [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
-            )
+            self._session = onnxruntime.InferenceSession(path, _options(threads), [GPU, CPU] if has_gpu() else [CPU])
         except Exception as error:  # onnxruntime has an exception class for each of its status codes
             raise ValueError(f"{path.name} is no ONNX file that onnxruntime can run: {_first_line(error)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
