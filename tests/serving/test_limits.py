@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import socket
 import time
 
@@ -82,8 +83,6 @@ def test_several_images(server):
     ],
 )
 def test_bodies(server, body, headers, status, reason):
-    import re
-
     answer = server.request("/v1/embed", body, headers)
     assert answer.status == status, answer.content
     assert answer.headers["x-model-name"] == "tiny.onnx"
