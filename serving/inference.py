@@ -39,8 +39,8 @@ class Inference:
         self.pending = 0
         self._deployment, self._batching, self._max_pixels = deployment, batching, max_pixels
         threads = min(count_processors(), MAX_THREADS)
-        # Two batches on one core each take less time than one batch on two, which waits for the slower core at every
-        # layer. A GPU wants one batch after the other, and large ones.
+        # On a CPU several batches at once share the threads of the session, and fill the gaps where another one waits
+        # for its slowest thread. A GPU wants one batch after the other.
         self._batcher = Batcher(batching, runners=1 if has_gpu() else threads, on_batch=on_batch)
         Image.init()  # else the first request of each format pays for loading its decoder
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decoder")

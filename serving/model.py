@@ -136,6 +136,7 @@ class OnnxModel:
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or count_processors()
+    options.inter_op_num_threads = 1
     # Threads that spin for work take the processor from those that decode images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -29,13 +29,13 @@ class Batching:
     """How requests share the model.
 
     Attributes:
-        max_batch: Images the model runs on at once.
+        max_batch: Images the model runs on at once. On a CPU larger batches only keep others waiting; a GPU wants more.
         max_wait_ms: How long a batch that is not full waits for images that are being decoded.
         queue: Images that may wait; over it, requests are told to come back.
     """
 
-    max_batch: int = 32
-    max_wait_ms: float = 5
+    max_batch: int = 8
+    max_wait_ms: float = 1
     queue: int = 256
 
 
