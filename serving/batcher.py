@@ -7,6 +7,7 @@ under load batches fill by themselves while those before are computed.
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ class Batcher:
         self._batching, self._on_batch = batching, on_batch
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
+        self._idle = runners
         self._threads = ThreadPoolExecutor(runners, thread_name_prefix="runner")
         self._runners = [asyncio.create_task(self._work()) for _ in range(runners)]
 
@@ -74,7 +76,9 @@ class Batcher:
         while True:
             await self._wait_for_images()
             if batch := self._next_batch():
+                self._idle -= 1
                 await self._answer(batch)
+                self._idle += 1
 
     async def _wait_for_images(self) -> None:
         while not self._queue:
@@ -90,10 +94,13 @@ class Batcher:
         return sum(len(entry.images) for entry in self._queue)
 
     def _next_batch(self) -> list[_Entry]:
-        """Take what fits into a batch, of one model: while it is swapped, requests of the old one still wait."""
+        """Take what fits into a batch, of one model: while it is swapped, requests of the old one still wait.
+
+        Runners that are idle share what there is.
+        """
         batch: list[_Entry] = []
-        room = self._batching.max_batch
-        while self._queue and len(self._queue[0].images) <= room:
+        room = min(self._batching.max_batch, math.ceil(self._waiting() / self._idle))
+        while self._queue and (not batch or len(self._queue[0].images) <= room):
             if batch and self._queue[0].live is not batch[0].live:
                 break
             entry = self._queue.popleft()

@@ -29,12 +29,12 @@ def said(prediction) -> list[int]:
     return [round(255 * float(row[0])) for row in prediction.embedding]
 
 
-def with_batcher(use, **batching):
+def with_batcher(use, runners=1, **batching):
     """Return what `use(batcher)` returns, and the sizes of the batches."""
     sizes: list[int] = []
 
     async def run():
-        batcher = Batcher(Batching(**batching), runners=1, on_batch=sizes.append)
+        batcher = Batcher(Batching(**batching), runners=runners, on_batch=sizes.append)
         try:
             return await asyncio.wait_for(use(batcher), 20)
         finally:
@@ -56,6 +56,15 @@ def test_requests_share_batches_and_get_their_own_answers(live):
 def test_a_long_request_is_split(live):
     answer, sizes = with_batcher(lambda batcher: batcher.run(live, images(*range(11))), max_batch=4)
     assert said(answer) == list(range(11)) and sorted(sizes) == [3, 4, 4]
+
+
+def test_idle_runners_share_what_there_is(live):
+    async def use(batcher):
+        return await asyncio.gather(*(batcher.run(live, images(n)) for n in range(6)))
+
+    answers, sizes = with_batcher(use, runners=2, max_batch=8)
+    assert [said(answer) for answer in answers] == [[n] for n in range(6)]
+    assert sizes == [3, 3]
 
 
 def test_one_client_alone_waits_for_nobody(live):
