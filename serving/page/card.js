@@ -29,6 +29,7 @@ export async function showPreview(card, file, live) {
     seen.textContent = live ? describe(size, live.preprocessing) : "";
   } catch {
     card.querySelector(".view").classList.add("none");
+    card.querySelector(".view").dataset.kind = file.name.includes(".") ? file.name.split(".").pop().slice(0, 8) : "?";
     seen.textContent = "This browser cannot show the file.";
   }
 }
@@ -107,6 +108,7 @@ async function askPatiently(card, path, file) {
       for (let left = error.retryAfter; left > 0; left--) {
         showProblem(card, error, `Trying again in ${left} s.`);
         await sleep(1);
+        if (!card.isConnected) throw error; // removed
       }
       begin(card);
     }
@@ -119,6 +121,7 @@ export function showProblem(card, error, outlook = "") {
   problem.querySelector("p").textContent = `${sentence(error.message)} ${outlook}`.trim();
   problem.querySelector("button").hidden = outlook !== "" || [400, 413, 415, 422].includes(error.status);
   problem.hidden = false;
+  problem.classList.toggle("waiting", outlook !== "");
   card.classList.add("failed");
 }
 
@@ -152,6 +155,7 @@ function neighborTile({ id, label, similarity, thumbnail }) {
   if (thumbnail?.startsWith("data:image/")) {
     const image = new Image();
     image.alt = "";
+    image.addEventListener("load", () => image.classList.toggle("coarse", image.naturalWidth < 48));
     image.src = thumbnail;
     tile.querySelector(".thumbnail").append(image);
   }

@@ -1,6 +1,6 @@
 // The page: which model is live, and images that come in by drop, picker, camera or clipboard.
 
-import { ask, forgetKey, hasKey } from "./server.js";
+import { allowAsking, ask, forgetKey, hasKey } from "./server.js";
 import { askModel, createCard, finish, percent, showClasses, showNeighbors, showPreview, showProblem } from "./card.js";
 
 const MOST = 100; // images at once; `grpo-rm embed` is for more
@@ -24,7 +24,7 @@ async function readModel() {
   } catch (error) {
     ready = {};
     showModel(null);
-    showNotices([error.message]);
+    showNotices([error.status === 503 ? `No model is loaded yet: ${error.message}` : error.message]);
     if (error.status !== 401) timer = setTimeout(readModel, 1000 * (error.retryAfter || PATIENCE));
   }
 }
@@ -36,7 +36,8 @@ function showModel(model) {
     version: model?.version ?? "–",
     data_hash: model?.data_hash.slice(0, 12) || "–",
     loaded_at: loaded?.toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }) ?? "–",
-    input: model ? input(model) : "–",
+    input: model ? input(model.preprocessing) : "–",
+    classes: model?.num_classes.toLocaleString("en") ?? "–",
   };
   for (const [field, text] of Object.entries(fields)) one(`[data-field=${field}]`).textContent = text;
   one("[data-field=data_hash]").title = model?.data_hash ?? "";
@@ -45,8 +46,8 @@ function showModel(model) {
   one("#limit").textContent = limit ? `, up to ${Math.floor(limit / 1e6)} MB each` : "";
 }
 
-function input({ preprocessing: { image_size: size, channels }, num_classes: count }) {
-  return `${size} × ${size} ${channels === 1 ? "gray" : "color"}, ${count.toLocaleString("en")} classes`;
+function input({ image_size: size, channels }) {
+  return `${size} × ${size}, ${channels === 1 ? "gray" : "color"}`;
 }
 
 function showNotices(texts) {
@@ -62,8 +63,9 @@ function take(list) {
     files.length > MOST
       ? `Of ${files.length.toLocaleString("en")} images the first ${MOST} are shown; grpo-rm embed takes whole folders.`
       : "";
-  const entries = files.slice(0, MOST).map((file) => ({ file, card: createCard(file, (card) => enqueue({ file, card })) }));
+  const entries = files.slice(0, MOST).map((file) => ({ file, card: createCard(file, (card) => retry({ file, card })) }));
   if (!entries.length) return;
+  allowAsking();
   one("#cards").prepend(...entries.map(({ card }) => card));
   one("#results").hidden = false;
   entries.forEach(enqueue);
@@ -71,6 +73,11 @@ function take(list) {
 
 function enqueue(entry) {
   waiting = waiting.then(() => present(entry)).catch(console.error);
+}
+
+function retry(entry) {
+  allowAsking();
+  enqueue(entry);
 }
 
 async function present({ file, card }) {

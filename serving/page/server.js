@@ -1,10 +1,12 @@
 // Asks the server. What it refuses becomes a Refusal, whose message is a sentence for a person.
 
 const KEY = "grpo-rm.key";
-const PATIENCE = 60_000; // ms
+const KEY_NEEDED = "This server answers only with an API key.";
+const PATIENCE = 180_000; // ms; a phone may send for long
 
 let key = sessionStorage.getItem(KEY);
 let asking = null; // the open dialog, which all requests share
+let isDeclined = false; // by the person, who is not asked again for every image that waits
 
 export class Refusal extends Error {
   constructor(message, status = 0, retryAfter = 0) {
@@ -22,8 +24,10 @@ export async function ask(path, image = null) {
     if (response.ok) return response;
     if (response.status !== 401) throw await refusal(response);
     if (sent !== key) continue; // another request has got one in the meantime
+    if (isDeclined) throw new Refusal(KEY_NEEDED, 401);
     asking ??= askForKey(sent !== null).finally(() => (asking = null));
-    if (!(await asking)) throw new Refusal("This server answers only with an API key.", 401);
+    isDeclined = !(await asking);
+    if (isDeclined) throw new Refusal(KEY_NEEDED, 401);
   }
 }
 
@@ -64,12 +68,20 @@ function askForKey(isRefused) {
   const input = dialog.querySelector("input");
   dialog.querySelector("#key-reason").textContent = isRefused
     ? "The server does not know this key. Is it complete?"
-    : "This server answers only with an API key.";
-  input.value = "";
+    : KEY_NEEDED;
   dialog.returnValue = "cancel"; // also for Escape
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "use" && remember(input.value)), { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        const isGiven = dialog.returnValue === "use";
+        if (isGiven) remember(input.value);
+        input.value = "";
+        resolve(isGiven);
+      },
+      { once: true },
+    );
   });
 }
 
@@ -77,7 +89,11 @@ function remember(text) {
   key = text;
   sessionStorage.setItem(KEY, text);
   document.querySelector("#forget").hidden = false;
-  return true;
+}
+
+/** Let the dialog open again after it was declined. */
+export function allowAsking() {
+  isDeclined = false;
 }
 
 export function hasKey() {
