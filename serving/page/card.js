@@ -10,9 +10,10 @@ const RETRIES = 3;
 
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** Return a card that waits. `onRetry` is called where a person asks for another attempt. */
-export function createCard(file, onRetry) {
+/** Return a card that waits, with room for its classes. `onRetry` is called where a person asks for another attempt. */
+export function createCard(file, numClasses, onRetry) {
   const card = clone("card");
+  card.style.setProperty("--rows", Math.min(SHOWN, numClasses ?? SHOWN));
   const title = card.querySelector("h3");
   title.textContent = title.title = file.name;
   card.querySelector("canvas").ariaLabel = `Preview of ${file.name}`;

@@ -63,7 +63,10 @@ function take(list) {
     files.length > MOST
       ? `Of ${files.length.toLocaleString("en")} images the first ${MOST} are shown; grpo-rm embed takes whole folders.`
       : "";
-  const entries = files.slice(0, MOST).map((file) => ({ file, card: createCard(file, (card) => retry({ file, card })) }));
+  const entries = files.slice(0, MOST).map((file) => ({
+    file,
+    card: createCard(file, ready.model?.num_classes, (card) => retry({ file, card })),
+  }));
   if (!entries.length) return;
   allowAsking();
   one("#cards").prepend(...entries.map(({ card }) => card));

@@ -41,7 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.closing(connection), connection.getresponse() as response:
             return self._answer(response.status, response.read(), dict(response.getheaders()))
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response_only(status)
