@@ -42,7 +42,7 @@ function showModel(model) {
   for (const [field, text] of Object.entries(fields)) one(`[data-field=${field}]`).textContent = text;
   one("[data-field=data_hash]").title = model?.data_hash ?? "";
   one("[data-field=loaded_at]").dateTime = model?.loaded_at ?? "";
-  const limit = ready.limits?.max_body_bytes;
+  const limit = ready.limits?.body_bytes;
   one("#limit").textContent = limit ? `, up to ${Math.floor(limit / 1e6)} MB each` : "";
 }
 
@@ -87,7 +87,7 @@ async function present({ file, card }) {
   if (!card.isConnected) return; // removed while it waited
   await showPreview(card, file, ready.model);
   try {
-    const answer = await askModel(card, file, ready.limits?.max_body_bytes);
+    const answer = await askModel(card, file, ready.limits?.body_bytes);
     if (!isLive(answer.model)) {
       await readModel();
       await showPreview(card, file, ready.model);

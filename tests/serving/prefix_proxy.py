@@ -1,4 +1,4 @@
-"""A reverse proxy before the server, as people have them: below a path, with a key, and at times busy."""
+"""A reverse proxy before the server, as people have them: below a path, and at times busy."""
 
 import contextlib
 import http.client
@@ -10,10 +10,10 @@ PREFIX = "/models/tiny"
 
 
 class Proxy(ThreadingHTTPServer):
-    """Forwards to a port; `key` is required below /v1 where there is one, `busy` requests there are refused first."""
+    """Forwards to a port; `busy` requests below /v1 are refused first."""
 
     daemon_threads = True
-    key, busy = "", 0
+    busy = 0
 
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -30,12 +30,9 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.removeprefix(PREFIX)
         if path == self.path:
             return self._answer(404, b"outside of the prefix", {})
-        if path.startswith("/v1/"):
-            if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
-                return self._answer(401, b'{"detail": "an API key is required"}', {})
-            if self.server.busy:
-                self.server.busy -= 1
-                return self._answer(503, b'{"detail": "too many images wait"}', {"Retry-After": "1"})
+        if self.server.busy and path.startswith("/v1/"):
+            self.server.busy -= 1
+            return self._answer(503, b'{"detail": "too many images wait"}', {"Retry-After": "1"})
         connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=20)
         connection.request(self.command, path, body, dict(self.headers))
         with contextlib.closing(connection), connection.getresponse() as response:

@@ -102,7 +102,7 @@ def test_the_page_names_the_formats(server):
 
 def test_readyz_says_what_the_page_needs(server):
     content = server.request("/readyz").content
-    assert content["limits"]["max_body_bytes"] > 0
+    assert content["limits"] == {"body_bytes": 32 * 1024 * 1024, "pixels": 64_000_000}
     assert content["model"]["num_classes"] == 3
     assert content["model"]["preprocessing"] == json.loads(describe()["grpo_rm.preprocessing"])
 
@@ -183,30 +183,35 @@ def test_the_policy_is_obeyed(page):
     )
 
 
-def test_the_key_is_asked_for(page, tmp_path):
-    browser, proxy = page
-    proxy.key = "right"
-    browser.drop(*[write(tmp_path / f"{number}.png", picture((255, 0, number))) for number in (1, 2)])
-    browser.wait_for("document.querySelector('#key').open")
-    browser.run("document.querySelector('#key [value=cancel]').click()")
-    browser.wait_for(finished(2))
-    assert not browser.run("document.querySelector('#key').open"), "once is enough for all that wait"
-    assert browser.run(text(".problem p")) == "This server answers only with an API key."
-
-    browser.run("document.querySelector('.problem button').click()")
-    for key in ("wrong", "right"):
+def test_the_key_is_asked_for(browser, tmp_path):
+    model, keys = write_onnx(tmp_path / "tiny.onnx"), write(tmp_path / "keys", b"the-right-key-of-this-server")
+    with serving(model, tmp_path, GRPO_RM_API_KEYS_FILE=str(keys)) as server:
+        browser.open(server.url)
+        browser.wait_for(f"{text('[data-field=name]')} === 'tiny.onnx'")
+        images = [
+            picture((255, 0, 0)),
+            picture((0, 255, 0), "BMP", (2600, 2600)),
+        ]  # 20 MB, refused before they are read
+        browser.drop(*[write(tmp_path / str(number), image) for number, image in enumerate(images)])
         browser.wait_for("document.querySelector('#key').open")
-        assert browser.run("document.activeElement.id") == "key-input"
-        if key == "right":
-            assert "does not know this key" in browser.run(text("#key-reason"))
-        browser.call("Input.insertText", text=key)
-        browser.run("document.querySelector('#key [value=use]').click()")
-    browser.wait_for("document.querySelectorAll('.classes li').length === 3")
-    assert browser.run("Object.values(sessionStorage)") == ["right"]
-    assert browser.run("localStorage.length") == 0 and browser.run("document.cookie") == ""
-    assert browser.run("document.querySelector('#key-input').value") == ""
-    browser.run("document.querySelector('#forget').click()")
-    assert browser.run("sessionStorage.length") == 0
+        browser.run("document.querySelector('#key [value=cancel]').click()")
+        browser.wait_for(finished(2))
+        assert not browser.run("document.querySelector('#key').open"), "once is enough for all that wait"
+        assert browser.run(all_text(".problem p")) == ["This server answers only with an API key."] * 2
+
+        browser.run("document.querySelector('.card:nth-child(2) .problem button').click()")
+        for key in ("a-wrong-one", "the-right-key-of-this-server"):
+            browser.wait_for("document.querySelector('#key').open")
+            assert browser.run("document.activeElement.id") == "key-input"
+            browser.call("Input.insertText", text=key)
+            browser.run("document.querySelector('#key [value=use]').click()")
+        browser.wait_for("document.querySelectorAll('.classes li').length === 3")
+        assert "does not know this key" in browser.run("document.querySelector('#key-reason').textContent")
+        assert browser.run("Object.values(sessionStorage)") == ["the-right-key-of-this-server"]
+        assert browser.run("localStorage.length") == 0 and browser.run("document.cookie") == ""
+        assert browser.run("document.querySelector('#key-input').value") == ""
+        browser.run("document.querySelector('#forget').click()")
+        assert browser.run("sessionStorage.length") == 0
 
 
 def test_a_busy_server_is_asked_again(page, tmp_path):
