@@ -13,7 +13,7 @@ from serving.errors import RETRY, error_response
 from serving.follower import Follower
 from serving.inference import Inference, NotReadyError, OverloadedError
 from serving.metrics import Measured, Metrics
-from serving.routes import health, hooks, v1
+from serving.routes import health, hooks, page, v1
 from serving.routes import metrics as metrics_route
 from serving.settings import Settings
 
@@ -44,7 +44,7 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
     app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan)
     app.state.deployment, app.state.follower, app.state.metrics = deployment, follower, metrics
     app.state.webhook_secret, app.state.limits = settings.webhook_secret, settings.limits
-    for module in (health, v1, hooks, metrics_route):
+    for module in (health, v1, hooks, metrics_route, page):
         app.include_router(module.router)
     app.add_exception_handler(NotReadyError, _unavailable)
     app.add_exception_handler(OverloadedError, _unavailable)
