@@ -3,6 +3,7 @@
 One model is served. An error is {"error": ...} (serving/errors.py).
 """
 
+import contextlib
 from functools import partial
 
 import anyio
@@ -35,6 +36,7 @@ PLATFORM = "onnx_onnxv1"  # the protocol's name for onnxruntime
 INLINE_BYTES = 16 * 1024  # of JSON; more is read and written off the event loop
 
 _codec = anyio.CapacityLimiter(1)  # Python reads one JSON at a time anyway: so it holds the objects of one only
+_decompressed = anyio.CapacityLimiter(8)  # bodies in memory at once; the others wait as short as they came
 
 router = APIRouter(prefix="/v2", tags=["v2"])
 models = APIRouter(prefix="/models/{name}", responses=OTHER_MODEL | NOT_READY)
@@ -121,9 +123,15 @@ def _describe(live: LiveModel) -> Model:
 
 
 async def _infer(request: Request, live: LiveModel) -> Response:
+    limits: Limits = request.app.state.limits
     try:
-        asked = await _read(request, live)
-        prediction = await _predict(request.app.state.inference, live, asked)
+        body = await read_body(request, limits.body_bytes)
+        encoding = request.headers.get("content-encoding", "")
+        async with _decompressed if encoding else contextlib.nullcontext():
+            if encoding:
+                body = await anyio.to_thread.run_sync(decompress, body, encoding, limits.body_bytes, limiter=_codec)
+            asked = await _read(body, request.headers.get(HEADER_SIZE), live, max_images=limits.images)
+            prediction = await _predict(request.app.state.inference, live, asked)
     except (TensorError, ImageError) as error:
         raise HTTPException(400, str(error), headers=live.headers()) from error
     except HTTPException as error:
@@ -132,13 +140,9 @@ async def _infer(request: Request, live: LiveModel) -> Response:
     return await _answer(live, asked, prediction)
 
 
-async def _read(request: Request, live: LiveModel) -> InferRequest:
-    limits: Limits = request.app.state.limits
-    body = await read_body(request, limits.body_bytes)
-    if encoding := request.headers.get("content-encoding"):
-        body = await anyio.to_thread.run_sync(decompress, body, encoding, limits.body_bytes, limiter=_codec)
-    json_size = _json_size(request.headers.get(HEADER_SIZE), body)
-    work = partial(decode_request, body, json_size, shapes=live.onnx.shapes, max_images=limits.images)
+async def _read(body: bytes, header: str | None, live: LiveModel, *, max_images: int) -> InferRequest:
+    json_size = _json_size(header, body)
+    work = partial(decode_request, body, json_size, shapes=live.onnx.shapes, max_images=max_images)
     return work() if json_size <= INLINE_BYTES else await anyio.to_thread.run_sync(work, limiter=_codec)
 
 
