@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from serving.access import Access, ApiKeys
 from serving.admission import Admission
@@ -13,7 +14,7 @@ from serving.errors import RETRY, error_response
 from serving.follower import Follower
 from serving.inference import Inference, NotReadyError, OverloadedError
 from serving.metrics import Measured, Metrics
-from serving.routes import health, hooks, page, v1
+from serving.routes import health, hooks, page, v1, v2
 from serving.routes import metrics as metrics_route
 from serving.settings import Settings
 
@@ -44,8 +45,9 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
     app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan)
     app.state.deployment, app.state.follower, app.state.metrics = deployment, follower, metrics
     app.state.webhook_secret, app.state.limits = settings.webhook_secret, settings.limits
-    for module in (health, v1, hooks, metrics_route, page):
+    for module in (health, v1, v2, hooks, metrics_route, page):
         app.include_router(module.router)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(NotReadyError, _unavailable)
     app.add_exception_handler(OverloadedError, _unavailable)
     app.add_exception_handler(Exception, _internal_error)
@@ -54,6 +56,11 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
     app.add_middleware(Access, keys=keys)
     app.add_middleware(Measured, metrics=metrics)
     return app
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return error_response(request.url.path, error.status_code, error.detail, error.headers)
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:

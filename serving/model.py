@@ -51,6 +51,7 @@ class OnnxModel:
         preprocessing: image_size, channels, crop_pct, interpolation.
         model_sha256: Of the weights it was exported from.
         training: How these were made: stage, parameters, hash of the data, split.
+        shapes: Of the input and the outputs, for one image.
 
     Raises:
         ValueError: It is no ONNX file, or none of stage export.
@@ -131,6 +132,11 @@ class OnnxModel:
             )
         if not (np.isfinite(prediction.embedding).all() and np.isfinite(prediction.logits).all()):
             raise ValueError(f"{path.name} answers a black image with numbers that are not finite: export it anew")
+        self.shapes: dict[str, tuple[int, ...]] = {
+            INPUT: (size, size, channels),
+            "embedding": prediction.embedding.shape[1:],
+            "logits": prediction.logits.shape[1:],
+        }
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
