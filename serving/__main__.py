@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving.settings import Settings, read_settings
@@ -11,13 +12,13 @@ from serving.settings import Settings, read_settings
 GRACE_SECONDS = 6  # for requests under way; container engines kill after 10
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m serving") -> None:
     """Serve until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then raises the signal again
         signal.signal(number, lambda *_: sys.exit(0))
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
-        serve(read_settings())
+        serve(read_settings(arguments, program=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -35,6 +36,7 @@ def serve(settings: Settings) -> None:
     from serving.app import create_app
     from serving.deployment import Deployment, load_file
     from serving.follower import Follower, parse_alias
+    from serving.index import Indexes
     from serving.registry import open_registry
 
     alias = parse_alias(settings.model)
@@ -46,7 +48,12 @@ def serve(settings: Settings) -> None:
         else:
             deployment, follower = Deployment(load_file(Path(settings.model))), None
         uvicorn.run(
-            create_app(deployment, follower, webhook_secret=settings.webhook_secret),
+            create_app(
+                deployment,
+                follower,
+                webhook_secret=settings.webhook_secret,
+                indexes=Indexes(settings.index, settings.model),
+            ),
             host=settings.host,
             port=settings.port,
             server_header=False,

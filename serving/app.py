@@ -8,17 +8,19 @@ from fastapi.responses import JSONResponse
 
 from serving.deployment import Deployment
 from serving.follower import Follower
+from serving.index import Indexes
 from serving.inference import Inference, NotReadyError
-from serving.routes import health, hooks, v1
+from serving.routes import health, hooks, similar, v1
 
 
-def create_app(deployment: Deployment, follower: Follower | None, *, webhook_secret: str) -> FastAPI:
+def create_app(deployment: Deployment, follower: Follower | None, *, webhook_secret: str, indexes: Indexes) -> FastAPI:
     """Return the application.
 
     Args:
         deployment: The model that answers.
         follower: Started and ended with the application; None where the model is a file.
         webhook_secret: Shared with MLflow; "" accepts no webhook.
+        indexes: In which similar images are looked up.
     """
 
     @contextlib.asynccontextmanager
@@ -32,8 +34,8 @@ def create_app(deployment: Deployment, follower: Follower | None, *, webhook_sec
 
     app = FastAPI(title="grpo-rm", lifespan=lifespan)
     app.state.deployment, app.state.follower = deployment, follower
-    app.state.webhook_secret = webhook_secret
-    for module in (health, v1, hooks):
+    app.state.webhook_secret, app.state.indexes = webhook_secret, indexes
+    for module in (health, v1, similar, hooks):
         app.include_router(module.router)
     app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(Exception, _internal_error)

@@ -71,7 +71,7 @@ def test_health(server):
 
 def test_openapi(server):
     paths = server.request("/openapi.json").content["paths"]
-    assert set(paths) == {"/healthz", "/readyz", "/v1/classify", "/v1/embed"}
+    assert set(paths) == {"/healthz", "/readyz", "/v1/classify", "/v1/embed", "/v1/similar"}
     assert "image/*" in paths["/v1/classify"]["post"]["requestBody"]["content"]
 
 
