@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import embedding
@@ -40,19 +39,19 @@ def embed_to_file(sources: Sequence[Path], *, model: str, out: Path) -> None:
     for remark in files.remarks():
         print(remark)
     started = time.monotonic()
-    parts = embedding.embed(files, encoder, out.with_name(f"{out.name}.partial"), has_thumbnails=False)
-    seconds = time.monotonic() - started
-    skipped = embedding.report_skipped(parts, out.with_suffix(".skipped.csv"))
-    about = {
-        "model": encoder.describe(),
-        "sources": [str(source) for source in sources],
-        "images": len(files) - skipped,
-        "skipped": skipped,
-    }
-    whole = parts.directory / "whole"
-    _write(parts.tables(), whole, encoder.dimension, about)
-    whole.replace(out)
-    parts.remove()
+    with embedding.embed(files, encoder, out.with_name(f"{out.name}.partial"), has_thumbnails=False) as parts:
+        seconds = time.monotonic() - started
+        skipped = embedding.report_skipped(parts, out.with_suffix(".skipped.csv"))
+        about = {
+            "model": encoder.describe(),
+            "sources": [str(source) for source in sources],
+            "images": len(files) - skipped,
+            "skipped": skipped,
+        }
+        whole = parts.directory / "whole"
+        _write(parts.tables(), whole, encoder.dimension, about)
+        whole.replace(out)
+        parts.remove()
     print(f"{len(files) - skipped:,} embeddings of dimension {encoder.dimension} in {seconds:,.1f} s -> {out}")
 
 
@@ -75,7 +74,7 @@ def _write(tables: Iterable[pa.Table], path: Path, dimension: int, about: dict[s
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=["label"]) as writer:
         waiting = schema.empty_table()
         for table in tables:
-            good = table.filter(pc.is_valid(table["embedding"])).select(COLUMNS).cast(schema)
+            good = embedding.readable(table).select(COLUMNS).cast(schema)
             waiting = pa.concat_tables([waiting, good])
             while len(waiting) >= GROUP_ROWS:
                 writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks())

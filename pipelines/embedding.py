@@ -4,33 +4,29 @@ A run that ends early leaves its parts behind, and the next one goes on from the
 batches are the same: so are the embeddings, to the last bit.
 """
 
-import fcntl
 import hashlib
 import io
 import itertools
-import json
 import os
-import shutil
 import sys
 import tempfile
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from pipelines.image_files import ImageFile, ImageFiles
 from pipelines.lineage import sha256
+from pipelines.parts import Parts
 from pipelines.stage import deferred_interrupt
 from pipelines.tables import write_csv
 from serving.deployment import ONNX, LiveModel, load_file, load_version
@@ -39,9 +35,7 @@ from serving.preprocessing import ImageError, Pixels, decode, evaluation_view
 from serving.registry import open_registry
 
 BATCH_SIZE = 32
-PART_ROWS, PART_SECONDS = 8192, 15.0  # a part is written when it has as many rows, or after that time
 THUMBNAIL_SIZE = 96  # of the longer side
-LOCK, PLAN = "lock", "plan.json"
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,10 @@ def open_encoder(model: str) -> Encoder:
 
 
 def schema(dimension: int) -> pa.Schema:
-    """Return the columns of a part. An image that could not be read has an `error` and no embedding."""
+    """Return the columns of a part. An image that could not be read has an `error`, and zeros for an embedding.
+
+    Arrow writes nulls in such lists, but cannot read them again.
+    """
     return pa.schema(
         [
             ("id", pa.string()),
@@ -105,95 +102,6 @@ def schema(dimension: int) -> pa.Schema:
             ("thumbnail", pa.binary()),
         ]
     )
-
-
-class Parts:
-    """A directory with the finished rows of a run that is not finished: NUMBER OF THE FIRST ROW.parquet.
-
-    Attributes:
-        directory: Where they are.
-        done: How many rows there are.
-
-    Raises:
-        FileExistsError: The directory holds rows of another plan.
-        ValueError: Another process works in it.
-    """
-
-    def __init__(self, directory: Path, plan: dict[str, Any]) -> None:
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (directory / LOCK).open("wb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise ValueError(
-                f"another process is working in {directory}: wait for it, or name another --out"
-            ) from error
-        self._agree(plan)
-        self.done = self._count()
-        self._waiting: list[pa.Table] = []
-        self._written = time.monotonic()
-
-    def add(self, rows: pa.Table) -> None:
-        """Append rows. They are on disk after `flush`, or some seconds."""
-        self._waiting.append(rows)
-        self.done += len(rows)
-        if sum(map(len, self._waiting)) >= PART_ROWS or time.monotonic() - self._written > PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not on disk yet."""
-        if self._waiting:
-            table = pa.concat_tables(self._waiting)
-            path = self.directory / f"{self.done - len(table):012d}.parquet"
-            pq.write_table(table, path.with_suffix(".writing"), compression="none")
-            path.with_suffix(".writing").replace(path)
-        self._waiting, self._written = [], time.monotonic()
-
-    def tables(self) -> Iterator[pa.Table]:
-        """Go through the rows that are on disk, part by part."""
-        for path in self._paths():
-            yield pq.read_table(path)
-
-    def close(self) -> None:
-        """Let another process work here."""
-        self._lock.close()
-
-    def remove(self) -> None:
-        """Remove the directory: the rows are elsewhere now."""
-        self.close()
-        shutil.rmtree(self.directory)
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.directory.glob("*.parquet"))
-
-    def _agree(self, plan: dict[str, Any]) -> None:
-        path = self.directory / PLAN
-        if not path.is_file():
-            path.with_suffix(".writing").write_text(json.dumps(plan, indent=2), encoding="utf-8")
-            path.with_suffix(".writing").replace(path)
-        former = json.loads(path.read_text(encoding="utf-8"))
-        others = [name for name in plan if former.get(name) != plan[name]]
-        if others:
-            self.close()
-            raise FileExistsError(
-                f"{self.directory} holds the unfinished work of an earlier run with other {', '.join(others)}: go on "
-                "with what that run was given, or delete the directory, or name another --out"
-            )
-
-    def _count(self) -> int:
-        """Return how many rows there are, up to a gap or a part that a crash of the machine has damaged."""
-        rows, is_good = 0, True
-        for path in self._paths():
-            try:
-                is_good = is_good and int(path.stem) == rows
-                rows += pq.read_metadata(path).num_rows if is_good else 0
-            except (ValueError, OSError):  # ArrowInvalid is a ValueError
-                is_good = False
-            if not is_good:
-                path.unlink()
-        return rows
 
 
 def embed(files: ImageFiles, encoder: Encoder, directory: Path, *, has_thumbnails: bool) -> Parts:
@@ -207,34 +115,39 @@ def embed(files: ImageFiles, encoder: Encoder, directory: Path, *, has_thumbnail
     plan = {"model": encoder.describe(), "images": files.state(), "thumbnails": has_thumbnails}
     parts = Parts(directory, plan)
     try:
-        with deferred_interrupt() as is_interrupted:
-            _go_on(files, encoder, parts, is_interrupted, has_thumbnails)
+        _go_on(files, encoder, parts, has_thumbnails)
+        _check_any(parts)
+    except BaseException:
+        parts.close()
+        raise
+    return parts
+
+
+def _go_on(files: ImageFiles, encoder: Encoder, parts: Parts, has_thumbnails: bool) -> None:
+    batches = _decoded_batches(files.read_from(parts.done), _Decoder(encoder.live, has_thumbnails))
+    # disable=None: no bar where stderr is not a terminal
+    bar = tqdm(total=len(files), initial=parts.done, desc="embed", unit=" images", smoothing=0.05, disable=None)
+    try:
+        with deferred_interrupt() as is_interrupted, closing(batches), bar:
+            for decoded in batches:
+                parts.add(_run(decoded, encoder))
+                bar.update(len(decoded))
+                if is_interrupted():
+                    break
+            parts.flush()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted after {parts.done:,} of {len(files):,} images; the same command goes on from there"
         ) from None
-    if not any(pc.count(table["embedding"]).as_py() for table in parts.tables()):
+
+
+def _check_any(parts: Parts) -> None:
+    if not any(len(readable(table)) for table in parts.tables()):
         first = next(parts.tables())
         parts.remove()
         raise ValueError(
-            f"none of the {len(files):,} images can be read, the first is {first['id'][0]}: {first['error'][0]}"
+            f"none of the {parts.done:,} images can be read, the first is {first['id'][0]}: {first['error'][0]}"
         )
-    return parts
-
-
-def _go_on(
-    files: ImageFiles, encoder: Encoder, parts: Parts, is_interrupted: Callable[[], bool], has_thumbnails: bool
-) -> None:
-    batches = _decoded_batches(files.read_from(parts.done), _Decoder(encoder.live, has_thumbnails))
-    # disable=None: no bar where stderr is not a terminal
-    with tqdm(total=len(files), initial=parts.done, desc="embed", unit=" images", smoothing=0.05, disable=None) as bar:
-        for decoded in batches:
-            parts.add(_run(decoded, encoder))
-            bar.update(len(decoded))
-            if is_interrupted():
-                break
-    batches.close()
-    parts.flush()
 
 
 @dataclass(frozen=True)
@@ -317,21 +230,24 @@ def _run(decoded: Sequence[_Decoded], encoder: Encoder) -> pa.Table:
     columns = {
         name: [getattr(each, name) for each in decoded] for name in ("id", "label", "sha256", "error", "thumbnail")
     }
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(
-        pa.array(embedding.ravel()), encoder.dimension, mask=pa.array(~good)
-    )
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding.ravel()), encoder.dimension)
     return pa.table(columns, schema(encoder.dimension))
 
 
+def readable(rows: pa.Table) -> pa.Table:
+    """Return the rows of images that could be read."""
+    return rows.filter(pc.is_null(rows["error"]))
+
+
 def to_array(embedding: pa.ChunkedArray) -> NDArray[np.float32]:
-    """Return a column of embeddings without nulls as (N, D)."""
+    """Return a column of embeddings as (N, D)."""
     flat = np.asarray(embedding.combine_chunks().flatten(), dtype=np.float32)
     return flat.reshape(-1, embedding.type.list_size)
 
 
 def report_skipped(parts: Parts, path: Path) -> int:
     """Write the images that could not be read into a table, if there are any, and return how many."""
-    tables = [table.filter(pc.is_null(table["embedding"])).select(["id", "error"]) for table in parts.tables()]
+    tables = [table.filter(pc.is_valid(table["error"])).select(["id", "error"]) for table in parts.tables()]
     rows = [row for table in tables for row in table.to_pylist()]
     path.unlink(missing_ok=True)  # of an earlier run
     if rows:

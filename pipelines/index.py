@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import embedding
@@ -36,10 +35,13 @@ def index_images(sources: Sequence[Path], *, model: str, out: Path, has_thumbnai
         print(remark)
     about = encoder.describe()
     target = directory_of(out, about["model_sha256"])
-    parts = embedding.embed(files, encoder, target.with_name(f"{target.name}.partial"), has_thumbnails=has_thumbnails)
-    _build(parts.tables(), target, about=about, dimension=encoder.dimension, sources=sources)
-    embedding.report_skipped(parts, target / "skipped.csv")
-    parts.remove()
+    partial = target.with_name(f"{target.name}.partial")
+    with embedding.embed(files, encoder, partial, has_thumbnails=has_thumbnails) as parts:
+        _build(
+            map(embedding.readable, parts.tables()), target, about=about, dimension=encoder.dimension, sources=sources
+        )
+        embedding.report_skipped(parts, target / "skipped.csv")
+        parts.remove()
 
 
 def index_embeddings(path: Path, *, model: str | None, out: Path) -> None:
@@ -84,9 +86,8 @@ def _build(
         connection.execute("pragma journal_mode = off")
         connection.execute(ITEMS_TABLE)
         for table in tables:
-            good = table.filter(pc.is_valid(table["embedding"]))
-            connection.executemany("insert into items values (?, ?, ?, ?)", _items(good, index.ntotal))
-            index.add(normalize(embedding.to_array(good["embedding"])))
+            connection.executemany("insert into items values (?, ?, ?, ?)", _items(table, index.ntotal))
+            index.add(normalize(embedding.to_array(table["embedding"])))
     faiss.write_index(index, str(vectors))
     with vectors.open("rb") as file:
         vectors_sha256 = hashlib.file_digest(file, "sha256").hexdigest()

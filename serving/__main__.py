@@ -36,7 +36,7 @@ def serve(settings: Settings) -> None:
     from serving.app import create_app
     from serving.deployment import Deployment, load_file
     from serving.follower import Follower, parse_alias
-    from serving.index import Indexes
+    from serving.indexes import Indexes
     from serving.registry import open_registry
 
     alias = parse_alias(settings.model)

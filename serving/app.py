@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from serving.deployment import Deployment
 from serving.follower import Follower
-from serving.index import Indexes
+from serving.indexes import Indexes
 from serving.inference import Inference, NotReadyError
 from serving.routes import health, hooks, similar, v1
 

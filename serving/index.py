@@ -9,11 +9,8 @@ index.json is written last, over the former one: so it is the one file that says
 have names of their own each time.
 """
 
-import contextlib
 import hashlib
 import json
-import logging
-import os
 import sqlite3
 import threading
 import weakref
@@ -23,18 +20,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.deployment import LiveModel
 from serving.inference import NotReadyError
 
 FORMAT = 1
 DESCRIPTION = "index.json"
 ITEMS_TABLE = "create table items (row integer primary key, id text not null, label text, thumbnail blob)"
-
-logger = logging.getLogger("serving")
 
 
 class NoIndexError(NotReadyError):
@@ -111,6 +104,7 @@ class Index:
 
     Attributes:
         description: What index.json says.
+        state: Of index.json when it was read: it changes when there is a newer index.
 
     Raises:
         ValueError: The directory is not what this module describes.
@@ -118,6 +112,7 @@ class Index:
     """
 
     def __init__(self, directory: Path) -> None:
+        self.state = state_of(directory)
         self.description = _read_description(directory / DESCRIPTION)
         self._vectors = _read_vectors(directory, self.description)
         self._items, self._lock = _open_items(directory, self.description), threading.Lock()
@@ -159,97 +154,14 @@ class Index:
             ) from error
 
 
-class Indexes:
-    """The indexes in a directory, of which one is in memory: that of the live model. Threads may share it.
+def state_of(directory: Path) -> str:
+    """Return what changes when there is a newer index.
 
-    Attributes:
-        limiter: Of the threads that load and search.
+    Raises:
+        FileNotFoundError: There is none.
     """
-
-    def __init__(self, directory: Path | None, model: str) -> None:
-        """Nothing is read yet.
-
-        Args:
-            directory: Where they are, one for each model; None where the server was given none.
-            model: As the server was told it, for the command that builds one.
-        """
-        self.directory, self.model = directory, model
-        self.limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
-        self._loading = threading.Lock()
-        self._latest: tuple[str, Index] | None = None  # by the model and the state of index.json
-        self._used: weakref.WeakValueDictionary[str, Index] = weakref.WeakValueDictionary()  # by the model
-        self._failed: tuple[str, str] | None = None
-
-    def find(self, live: LiveModel) -> Index:
-        """Return the index of a model. It is loaded where it is not yet, or where there is a newer one.
-
-        Whatever is wrong with a newer one, the earlier one stays, and the reason is in the log.
-
-        Raises:
-            NoIndexError: There is none; the message says what there is, and how to build one.
-        """
-        sha256 = live.onnx.model_sha256
-        key = self._key(live)
-        if self._latest and self._latest[0] == key:
-            return self._latest[1]
-        earlier = self._used.get(sha256)
-        if not self._loading.acquire(blocking=earlier is None):
-            assert earlier is not None
-            return earlier  # another thread is loading the newer one
-        try:
-            return self._load(live, key, earlier)
-        finally:
-            self._loading.release()
-
-    def _load(self, live: LiveModel, key: str, earlier: Index | None) -> Index:
-        if self._latest and self._latest[0] == key:  # loaded while we waited
-            return self._latest[1]
-        if self._failed is None or self._failed[0] != key:
-            try:
-                index = Index(self._directory(live))
-                if index.description.model_sha256 != live.onnx.model_sha256:
-                    raise ValueError(f"it is of the model {index.description.model_sha256}")
-            except (ValueError, OSError, MemoryError) as error:
-                reason = str(error) if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"
-                self._failed = key, f"the index in {self._directory(live)} cannot be used: {reason}"
-                logger.warning("%s", self._failed[1])
-            else:
-                self._latest, self._used[live.onnx.model_sha256] = (key, index), index
-                logger.info(
-                    "the index of %s version %s has %d images", live.name, live.version, index.description.count
-                )
-                return index
-        if earlier is not None:
-            return earlier
-        assert self._failed is not None
-        raise NoIndexError(f"{self._failed[1]}. {self._advice()}")
-
-    def _key(self, live: LiveModel) -> str:
-        try:
-            state = (self._directory(live) / DESCRIPTION).stat()
-        except OSError as error:
-            raise NoIndexError(
-                f"there is no index of {live.name} version {live.version} (model_sha256 "
-                f"{live.onnx.model_sha256[:12]}...){self._contents()}. {self._advice()}"
-            ) from error
-        return f"{live.onnx.model_sha256} {state.st_ino} {state.st_size} {state.st_mtime_ns}"
-
-    def _directory(self, live: LiveModel) -> Path:
-        if self.directory is None:
-            raise NoIndexError(
-                f"the server has no index: build one with `grpo-rm index FOLDER --model {self.model} --out indexes`, "
-                "and start the server with --index indexes (GRPO_RM_INDEX)"
-            )
-        return directory_of(self.directory, live.onnx.model_sha256)
-
-    def _contents(self) -> str:
-        found: list[str] = []
-        with contextlib.suppress(OSError):
-            found = sorted(path.parent.name for path in (self.directory or Path()).glob(f"*/{DESCRIPTION}"))
-        return f" in {self.directory}, which has {', '.join(found[:5]) if found else 'none'}"
-
-    def _advice(self) -> str:
-        return f"Build it with `grpo-rm index FOLDER --model {self.model} --out {self.directory}`"
+    state = (directory / DESCRIPTION).stat()
+    return f"{state.st_ino} {state.st_size} {state.st_mtime_ns}"
 
 
 def _read_description(path: Path) -> Description:

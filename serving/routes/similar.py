@@ -9,7 +9,8 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
 from serving.body import read_body
-from serving.index import Indexes, Neighbor, NoIndexError
+from serving.index import Neighbor, NoIndexError
+from serving.indexes import Indexes
 from serving.inference import Inference
 from serving.preprocessing import ImageError
 from serving.routes.v1 import ERRORS, IMAGE_BODY, MAX_IMAGE_BYTES, Model
