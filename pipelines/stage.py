@@ -15,7 +15,7 @@ from types import FrameType
 
 BOUND_VARIABLE = "GRPO_RM_BOUND"  # the process that a stage is not to outlive, where there is one
 OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
-OURS = ("grpo_rm", "pipelines", "__main__")
+OURS = ("grpo_rm", "pipelines", "serving", "__main__")
 GRACE_SECONDS = 5
 SAME_SECONDS = 3  # who ends a process often tells its group, and then each of its processes again: that is one request
 INTERRUPTED = "interrupted; `dvc repro` runs this stage again, `dvc checkout` brings back the earlier result"

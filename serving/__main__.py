@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving.settings import Settings, read_settings
@@ -11,13 +12,13 @@ from serving.settings import Settings, read_settings
 GRACE_SECONDS = 6  # for requests under way; container engines kill after 10
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m serving") -> None:
     """Serve until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then raises the signal again
         signal.signal(number, lambda *_: sys.exit(0))
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
-        serve(read_settings())
+        serve(read_settings(arguments, program=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -12,9 +12,10 @@ from serving.admission import Admission
 from serving.deployment import Deployment
 from serving.errors import RETRY, error_response
 from serving.follower import Follower
+from serving.indexes import Indexes
 from serving.inference import Inference, NotReadyError, OverloadedError
 from serving.metrics import Measured, Metrics
-from serving.routes import health, hooks, page, v1, v2
+from serving.routes import health, hooks, page, similar, v1, v2
 from serving.routes import metrics as metrics_route
 from serving.settings import Settings
 
@@ -45,7 +46,8 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
     app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan)
     app.state.deployment, app.state.follower, app.state.metrics = deployment, follower, metrics
     app.state.webhook_secret, app.state.limits = settings.webhook_secret, settings.limits
-    for module in (health, v1, v2, hooks, metrics_route, page):
+    app.state.indexes = Indexes(settings.index, settings.model)
+    for module in (health, v1, similar, v2, hooks, metrics_route, page):
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(NotReadyError, _unavailable)

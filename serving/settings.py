@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Settings:
         model: models:/NAME@ALIAS, or the path of an ONNX file.
         host: To listen on.
         port: Likewise; 0 takes a free one.
+        index: The directory with an index for each model; None where there is none.
         poll_seconds: How often the alias is looked at without a webhook.
         tracking_uri: Of the registry; "" is the store below the current directory.
         webhook_secret: Shared with MLflow; "" accepts no webhook.
@@ -59,6 +61,7 @@ class Settings:
     model: str
     host: str
     port: int
+    index: Path | None
     poll_seconds: float
     tracking_uri: str
     webhook_secret: str = field(repr=False)
@@ -68,25 +71,42 @@ class Settings:
     limits: Limits
 
 
-def read_settings(arguments: Sequence[str] | None = None) -> Settings:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line."""
+        self.exit(2, f"error: {message}; `{self.prog} --help` lists the options\n")
+
+
+def read_settings(arguments: Sequence[str] | None = None, *, program: str = "python -m serving") -> Settings:
     """Read the command line and the environment.
+
+    Args:
+        arguments: Of the command line; those of this process if None.
+        program: How it was called, for --help.
 
     Raises:
         ValueError: A value is missing or not usable.
     """
-    parser = argparse.ArgumentParser(prog="python -m serving", description="Serve an exported encoder.")
+    parser = _Parser(
+        prog=program,
+        description="Serve an exported encoder.",
+        epilog=f"Example: {program} --model models:/grpo-rm-digits@champion --index indexes",
+    )
     parser.add_argument("--model", help="models:/NAME@ALIAS, or the path of an ONNX file (GRPO_RM_MODEL)")
     parser.add_argument("--host", help="default 127.0.0.1, only this machine (GRPO_RM_HOST)")
     parser.add_argument("--port", help="default 8000 (GRPO_RM_PORT)")
+    parser.add_argument("--index", help="directory that `grpo-rm index` writes, for /v1/similar (GRPO_RM_INDEX)")
     options = parser.parse_args(arguments)
     model = options.model or os.environ.get("GRPO_RM_MODEL")
     if not model:
         raise ValueError("no model: name one with --model or GRPO_RM_MODEL, such as models:/grpo-rm-digits@champion")
     keys = os.environ.get("GRPO_RM_API_KEYS_FILE")
+    index = options.index or os.environ.get("GRPO_RM_INDEX")
     return Settings(
         model=model,
         host=options.host or os.environ.get("GRPO_RM_HOST") or "127.0.0.1",
         port=_port(options.port or os.environ.get("GRPO_RM_PORT") or "8000"),
+        index=Path(index) if index else None,
         poll_seconds=_number("POLL_SECONDS", 30, above=0, most=86_400),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
         webhook_secret=os.environ.get("GRPO_RM_WEBHOOK_SECRET", ""),
