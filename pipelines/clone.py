@@ -166,7 +166,7 @@ def all_or_nothing(root: Path, owner: str, *, on_failure: Callable[[], None]) ->
 def uncommitted(root: Path) -> list[str]:
     """Return the tracked files that differ from the last commit, other than dvc.lock."""
     status = _git(root, "status", "--porcelain", "--untracked-files=no", "--no-renames")
-    return sorted(line[3:] for line in status.splitlines() if line[3:] != "dvc.lock")
+    return sorted(line[3:] for line in status.splitlines() if line[3:] != LOCK_FILE)
 
 
 def commit(root: Path, message: str) -> str | None:
@@ -179,7 +179,7 @@ def commit(root: Path, message: str) -> str | None:
     _git(root, "add", "--intent-to-add", "--", *names)
     if not _git(root, "status", "--porcelain", "--untracked-files=no", "--", *names):
         return None
-    _git(root, "commit", "--quiet", "--message", message, "--only", "--", *names)
+    _git(root, "commit", "--quiet", "--message", message, "--only", "--", *names, environment=_author(root))
     return _git(root, "rev-parse", "HEAD")
 
 
@@ -211,7 +211,7 @@ def push(root: Path) -> None:
 
 def _rebase(root: Path) -> None:
     try:
-        _git(root, "pull", "--quiet", "--rebase", "--autostash")
+        _git(root, "pull", "--quiet", "--rebase", "--autostash", environment=_author(root))
     except OSError:
         with contextlib.suppress(OSError):
             _git(root, "rebase", "--abort")
@@ -247,9 +247,14 @@ def has_upstream(root: Path) -> bool:
         return False
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _author(root: Path) -> Mapping[str, str]:
+    """Return the environment in which git can commit: ours where the user has told it no name."""
     known = subprocess.run(["git", "config", "user.email"], cwd=root, capture_output=True, check=False)
-    return _run(root, "git", *arguments, seconds=GIT_SECONDS, environment={} if known.returncode == 0 else AUTHOR)
+    return {} if known.returncode == 0 else AUTHOR
+
+
+def _git(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    return _run(root, "git", *arguments, seconds=GIT_SECONDS, environment=environment)
 
 
 def _dvc(root: Path, *arguments: str) -> str:

@@ -248,6 +248,16 @@ def test_a_commit_holds_nothing_of_the_user(root):
     assert git(root, "status", "--porcelain").split() == ["A", "mine.txt"]
 
 
+def test_a_commit_where_git_knows_no_name(root, monkeypatch):
+    for name in ("user.name", "user.email"):
+        git(root, "config", "--unset", name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    override(root, {"finetune.epochs": 2})
+    assert clone.commit(root, "two epochs")
+    assert git(root, "log", "-1", "--format=%an <%ae>") == "grpo-rm <grpo-rm@localhost>\n"
+
+
 def test_what_is_pushed_can_be_pulled(root, tmp_path):
     clone.push(root)
     other = tmp_path / "other"
