@@ -106,7 +106,10 @@ class Snapshot:
         with modify_yaml(written) as content:
             for name, value in values.items():
                 _set(content, name, value)
-        load_config(written)
+        try:
+            load_config(written)
+        except ValueError as error:  # a person knows nothing of the copy
+            raise ValueError(str(error).replace(str(written), f"{PARAMS} with `params`", 1)) from None
         shutil.copy2(written, self.root / PARAMS)
 
     def restore(self) -> None:

@@ -204,7 +204,8 @@ def test_parameters_keep_their_comments(root):
     after = (root / "params.yaml").read_text()
     assert yaml.safe_load(after)["evaluate"]["knn_k"] == [5]
     assert after.count("#") == before.count("#")
-    with pytest.raises(ValueError, match=r"finetune.epoch: unknown key; did you mean epochs\?"):
+    message = r"^params.yaml with `params` has 1 mistake\(s\):\n  finetune.epoch: unknown key; did you mean epochs\?$"
+    with pytest.raises(ValueError, match=message):
         override(root, {"finetune.epoch": 2})
     with pytest.raises(ValueError, match="got 0"):
         override(root, {"finetune.epochs": 0})
