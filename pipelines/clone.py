@@ -90,7 +90,8 @@ class Snapshot:
         """Set parameters in params.yaml, and keep its comments.
 
         Args:
-            values: By their dotted names, such as {"finetune.epochs": 2}.
+            values: By their dotted names, {"finetune.epochs": 2}, or nested, {"finetune": {"epochs": 2}}; what is not
+                named stays. A list is replaced.
 
         Raises:
             ValueError: There is no such parameter, or it cannot have this value. The file is as it was.
@@ -98,13 +99,14 @@ class Snapshot:
         from dvc.utils.serialize import modify_yaml
 
         from grpo_rm.config import load_config
+        from pipelines.tracking.runs import flatten
 
         if not values:
             return
         written = self.directory / WRITTEN
         shutil.copy2(self.root / PARAMS, written)
         with modify_yaml(written) as content:
-            for name, value in values.items():
+            for name, value in flatten(values).items():
                 _set(content, name, value)
         try:
             load_config(written)

@@ -39,8 +39,9 @@ def pipeline(
     """Rebuild what changed, all or nothing, and commit dvc.lock.
 
     Args:
-        params: Parameters to set in params.yaml, by dotted name: {"finetune.epochs": 2}. They are committed with the
-            result; when the run fails, params.yaml is as before.
+        params: Parameters to set in params.yaml, by dotted name, {"finetune.epochs": 2}, or nested,
+            {"finetune": {"epochs": 2}}. They are committed with the result; where the run fails, params.yaml is as
+            before.
         force: Stages to run even if nothing changed.
         target: Stop after this stage. Default: all stages.
         promote: Make the new version champion if it passed the gate.

@@ -204,13 +204,20 @@ def test_parameters_keep_their_comments(root):
     after = (root / "params.yaml").read_text()
     assert yaml.safe_load(after)["evaluate"]["knn_k"] == [5]
     assert after.count("#") == before.count("#")
+    expected = yaml.safe_load(after)
+    expected["finetune"] |= {"epochs": 3, "batch_size": 16}
+    expected["evaluate"]["knn_k"] = [1, 3]
+    override(root, {"finetune": {"epochs": 3}, "evaluate": {"knn_k": [1, 3]}, "finetune.batch_size": 16})
+    assert yaml.safe_load((root / "params.yaml").read_text()) == expected
+    after = (root / "params.yaml").read_text()
+    assert after.count("#") == before.count("#")
     message = r"^params.yaml with `params` has 1 mistake\(s\):\n  finetune.epoch: unknown key; did you mean epochs\?$"
     with pytest.raises(ValueError, match=message):
         override(root, {"finetune.epoch": 2})
     with pytest.raises(ValueError, match="got 0"):
         override(root, {"finetune.epochs": 0})
     with pytest.raises(ValueError, match=r"seed.x.y: seed is a value, expected a block"):
-        override(root, {"seed.x.y": 0})
+        override(root, {"seed": {"x": {"y": 0}}})
     assert (root / "params.yaml").read_text() == after
 
 
