@@ -1,5 +1,7 @@
 """The flow `pipeline`: what `dvc repro` does, on a schedule, watched, all or nothing."""
 
+import json
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -22,9 +24,10 @@ from pipelines.promote import describe
 from pipelines.promote import promote as promote_version
 from pipelines.tracking.aliases import CHAMPION, PROMOTED, aliases_of
 from pipelines.tracking.registry import tags_of
-from pipelines.tracking.runs import PARENT_RUN_VARIABLE, end_parent_run, open_parent_run, run_url
+from pipelines.tracking.runs import PARENT_RUN_VARIABLE, end_parent_run, flatten, open_parent_run, run_url
 
 THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=8))
+SUBJECT_LENGTH = 72  # characters, of a commit
 
 
 @flow(name="pipeline", task_runner=THREADS, persist_result=False)
@@ -66,7 +69,7 @@ def pipeline(
                 message = describe_outcomes(outcomes)
                 if edited:  # said every time: it goes on until a person acts
                     message += f"; dvc.lock is NOT committed, because these files are not: {', '.join(edited)}"
-                elif commit := clone.commit(ROOT, f"Pipeline {message}\n\nStarted by {me}"):
+                elif commit := clone.commit(ROOT, commit_message(message, params or {}, me)):
                     message += f"; committed {commit[:9]}"
             if promote and "register" in outcomes.get("ran", []):
                 promote_candidate(me)
@@ -116,6 +119,16 @@ def describe_outcomes(outcomes: dict[str, list[str]]) -> str:
     if set(outcomes) == {"cached"}:
         return f"nothing changed: {len(outcomes['cached'])} stages are as they were"
     return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in sorted(outcomes.items(), reverse=True))
+
+
+def commit_message(outcome: str, params: dict[str, Any], me: str) -> str:
+    """Return what git says of a run: the parameters it was given, in short and in full, and what came out."""
+    if not params:
+        return f"Pipeline {outcome}\n\nStarted by {me}"
+    values = {name: json.dumps(value) for name, value in flatten(params).items()}
+    names = textwrap.shorten(", ".join(values), SUBJECT_LENGTH - len("Pipeline with "), placeholder=" ...")
+    listed = "\n".join(f"{name}: {value}" for name, value in values.items())
+    return f"Pipeline with {names}\n\nPipeline {outcome}\n\n{listed}\n\nStarted by {me}"
 
 
 @contextmanager

@@ -144,6 +144,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     assert "committed" in state["message"]
     assert clean.succeed("git", "status", "--porcelain") == ""
     assert "epochs: 4" in clean.succeed("git", "show", "HEAD:params.yaml")
+    assert clean.succeed("git", "log", "-1", "--format=%s") == "Pipeline with finetune.epochs\n"
     assert clean.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
 
 

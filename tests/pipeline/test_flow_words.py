@@ -1,0 +1,26 @@
+"""What the flows say, without a server."""
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_a_commit_names_the_parameters_of_its_run():
+    from pipelines.flow.pipeline import commit_message
+
+    me = "flow run calm-owl (1)"
+    assert commit_message("ran: params", {}, me) == "Pipeline ran: params\n\nStarted by flow run calm-owl (1)"
+    message = commit_message("ran: params", {"finetune": {"epochs": 2}, "data.source": "folder:a b"}, me)
+    assert message.splitlines() == [
+        "Pipeline with finetune.epochs, data.source",
+        "",
+        "Pipeline ran: params",
+        "",
+        "finetune.epochs: 2",
+        'data.source: "folder:a b"',
+        "",
+        "Started by flow run calm-owl (1)",
+    ]
+    many = {f"finetune.augmentation.setting{index}": index for index in range(9)}
+    subject = commit_message("ran: params", many, me).splitlines()[0]
+    assert subject == "Pipeline with finetune.augmentation.setting0, ..."
