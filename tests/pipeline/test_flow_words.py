@@ -24,3 +24,12 @@ def test_a_commit_names_the_parameters_of_its_run():
     many = {f"finetune.augmentation.setting{index}": index for index in range(9)}
     subject = commit_message("ran: params", many, me).splitlines()[0]
     assert subject == "Pipeline with finetune.augmentation.setting0, ..."
+
+
+@pytest.mark.parametrize("version", [3, "3", None])
+def test_a_version_to_promote_is_a_number_or_its_text(version):
+    from pipelines.flow.promote import promote
+
+    assert promote.validate_parameters({"version": version})["version"] == version
+    kinds = promote.parameters.properties["version"]["anyOf"]
+    assert {kind.get("type") for kind in kinds} >= {"string", "integer"}

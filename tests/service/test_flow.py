@@ -261,9 +261,9 @@ def test_new_data_starts_a_run(clean, prefect: PrefectApi):
 
 
 def test_promotion_by_a_flow(clean, prefect: PrefectApi):
-    runs = [prefect.start("promote/promote", **parameters) for parameters in ({}, {"version": "99"})]
-    already, unknown = (prefect.wait(run) for run in runs)
-    assert (already["type"], unknown["type"]) == ("COMPLETED", "FAILED")
+    runs = [prefect.start("promote/promote", **parameters) for parameters in ({}, {"version": "1"}, {"version": 99})]
+    already, first, unknown = (prefect.wait(run) for run in runs)
+    assert (already["type"], first["type"], unknown["type"]) == ("COMPLETED", "COMPLETED", "FAILED")
     assert "already is the champion" in already["message"]
     assert "has no version 99" in unknown["message"]
     assert clean.succeed("git", "status", "--porcelain") == ""
