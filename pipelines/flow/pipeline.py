@@ -17,6 +17,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from grpo_rm.config import load_config
 from pipelines import clone, dag
 from pipelines.flow.artifacts import read_report, show_failed_validation, show_results
+from pipelines.flow.failures import fail_in_words, run_here
 from pipelines.flow.recovery import outlive_worker, recover
 from pipelines.flow.stages import OUTAGE_DELAYS, run_stages
 from pipelines.lineage import ROOT
@@ -52,6 +53,7 @@ def pipeline(
         push: At the end send data to the DVC remote and the commit upstream, where there are such.
     """
     outlive_worker()
+    fail_in_words()
     logger = get_run_logger()
     me = f"flow run {runtime.flow_run.name} ({runtime.flow_run.id})"
     try:
@@ -189,4 +191,4 @@ def promote_candidate(me: str) -> State[Any]:
 
 
 if __name__ == "__main__":
-    pipeline()
+    run_here(pipeline)

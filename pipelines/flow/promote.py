@@ -6,6 +6,7 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from pipelines.flow.failures import fail_in_words, run_here
 from pipelines.promote import describe
 from pipelines.promote import promote as promote_version
 
@@ -24,6 +25,7 @@ def promote(
         force: Although the gate failed. The other checks hold for everyone.
         reason: Why; kept with the version, and required with `force`.
     """
+    fail_in_words()
     by = f"flow run {runtime.flow_run.name}"
     try:
         number = None if version is None else str(version)
@@ -34,4 +36,4 @@ def promote(
 
 
 if __name__ == "__main__":
-    promote()
+    run_here(promote)

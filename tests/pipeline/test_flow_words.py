@@ -1,5 +1,8 @@
 """What the flows say, without a server."""
 
+import logging
+import sys
+
 import pytest
 
 pytestmark = pytest.mark.pipeline
@@ -33,3 +36,25 @@ def test_a_version_to_promote_is_a_number_or_its_text(version):
     assert promote.validate_parameters({"version": version})["version"] == version
     kinds = promote.parameters.properties["version"]["anyOf"]
     assert {kind.get("type") for kind in kinds} >= {"string", "integer"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "has_traceback"),
+    [
+        ("raise ConnectionError('no answer')", False),
+        ("__import__('pipelines.dag').dag.select([], ['x'])", False),
+        ("int('x')", True),
+        ("raise KeyError('x')", True),
+    ],
+)
+def test_a_traceback_is_for_what_nobody_expected(raised, has_traceback):
+    from pipelines.flow.failures import fail_in_words
+
+    fail_in_words()
+    logger = logging.getLogger("prefect.task_runs")
+    try:
+        exec(raised)
+    except Exception:
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 1, "it failed", (), sys.exc_info())
+    assert logger.filter(record)
+    assert ("Traceback" in logging.Formatter().format(record)) == has_traceback

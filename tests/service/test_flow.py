@@ -160,6 +160,7 @@ def test_data_that_fails_validation(clean, prefect: PrefectApi):
     assert state["type"] == "FAILED"
     assert "validate: the data failed critical expectations" in state["message"]
     assert prefect.task_states(run)["validate"] == "Failed"
+    assert not any("Traceback" in line for line in prefect.log(run))
     rows = json.loads(prefect.artifacts(run)["validation"]["data"])
     assert any("cat/broken.png" in row["examples"] and row["fix"] for row in rows)
     assert clean.succeed("git", "status", "--porcelain") == ""
@@ -174,9 +175,11 @@ def test_data_that_fails_validation(clean, prefect: PrefectApi):
     ],
 )
 def test_a_mistake_in_the_parameters(clean, prefect: PrefectApi, parameters, message):
-    state = prefect.wait(prefect.start("pipeline/on-demand", **parameters))
+    run = prefect.start("pipeline/on-demand", **parameters)
+    state = prefect.wait(run)
     assert state["type"] == "FAILED"
     assert message in state["message"]
+    assert not any("Traceback" in line for line in prefect.log(run))
     assert clean.succeed("git", "status", "--porcelain") == ""
 
 
