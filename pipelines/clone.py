@@ -17,10 +17,9 @@ WRITTEN = "written.yaml"  # the parameters as a run has set them
 GIT_SECONDS, DVC_SECONDS = 600.0, 86_400.0  # a remote that hangs must not hold the clone for ever
 LOCK, SNAPSHOT = ".dvc/tmp/run.lock", ".dvc/tmp/run"
 AUTHOR = {  # where git knows none
-    "GIT_AUTHOR_NAME": "grpo-rm",
-    "GIT_AUTHOR_EMAIL": "grpo-rm@localhost",
-    "GIT_COMMITTER_NAME": "grpo-rm",
-    "GIT_COMMITTER_EMAIL": "grpo-rm@localhost",
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "grpo-rm"), ("EMAIL", "grpo-rm@localhost"))
 }
 
 
@@ -192,6 +191,7 @@ def pull(root: Path) -> None:
     """Take the newest commits of the upstream branch, and the data that they name from the DVC remote.
 
     Raises:
+        ValueError: Both sides changed the same lines; the clone is as it was.
         OSError: git or DVC could not; the message is theirs.
     """
     if has_upstream(root):
@@ -205,6 +205,7 @@ def push(root: Path) -> None:
     """Send data and outputs to the DVC remote, then the commits to the upstream branch; where there is one.
 
     Raises:
+        ValueError: Both sides changed the same lines; the clone is as it was.
         OSError: git or DVC could not; the message is theirs.
     """
     if has_remote(root):
@@ -215,12 +216,31 @@ def push(root: Path) -> None:
 
 
 def _rebase(root: Path) -> None:
+    """Put our commits, and what is not committed, on top of those of the upstream branch, or leave all as it was.
+
+    Raises:
+        ValueError: Both sides changed the same lines.
+        OSError: git could not; the message is its own.
+    """
+    head, author = _git(root, "rev-parse", "HEAD"), _author(root)
     try:
-        _git(root, "pull", "--quiet", "--rebase", "--autostash", environment=_author(root))
-    except OSError:
+        _git(root, "pull", "--quiet", "--rebase", "--autostash", environment=author)
+    except OSError as error:
+        conflict = _conflict(root, "git pull --rebase")
         with contextlib.suppress(OSError):
-            _git(root, "rebase", "--abort")
-        raise
+            _git(root, "rebase", "--abort", environment=author)
+        raise (conflict or error) from None
+    if conflict := _conflict(root, "git stash; git pull --rebase; git stash pop"):
+        _git(root, "reset", "--quiet", "--hard", head)  # git reports success: what was not committed is on its stash
+        _git(root, "stash", "pop", "--quiet", environment=author)
+        raise conflict
+
+
+def _conflict(root: Path, command: str) -> ValueError | None:
+    names = ", ".join(_git(root, "diff", "--name-only", "--diff-filter=U").splitlines())
+    advice = f"in {root}, `{command}`; of {LOCK_FILE} take either side, then `dvc repro`"
+    error = ValueError(f"{names}: changed here and upstream; nothing is merged yet, a person has to: {advice}")
+    return error if names else None
 
 
 def upstream_data(root: Path) -> list[str]:

@@ -133,6 +133,14 @@ def commit_message(outcome: str, params: dict[str, Any], me: str) -> str:
     return f"Pipeline with {names}\n\nPipeline {outcome}\n\n{listed}\n\nStarted by {me}"
 
 
+def is_outage(task: object, run: object, state: State[Any]) -> bool:  # noqa: ARG001 (Prefect calls it so)
+    """Whether what a task raised may pass: that of a disk, a network or a server, and no mistake of a person."""
+    return isinstance(state.data, OSError)
+
+
+RETRIED: dict[str, Any] = {"retries": 3, "retry_delay_seconds": OUTAGE_DELAYS, "retry_condition_fn": is_outage}
+
+
 @contextmanager
 def parent_run(me: str, params: dict[str, Any]) -> Iterator[Callable[[], str]]:
     """Yield what opens the MLflow run that the stages' runs are children of; end it, if it was opened."""
@@ -154,7 +162,7 @@ def parent_run(me: str, params: dict[str, Any]) -> Iterator[Callable[[], str]]:
             end_parent_run(run_id, status)
 
 
-@task(task_run_name="open the MLflow run", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
+@task(task_run_name="open the MLflow run", cache_policy=NO_CACHE, **RETRIED)
 def open_tracking_run(me: str, params: dict[str, Any]) -> str:
     """Open the parent run; return its id."""
     tags = {
@@ -165,13 +173,13 @@ def open_tracking_run(me: str, params: dict[str, Any]) -> str:
     return open_parent_run("pipeline", load_config(ROOT / "params.yaml").tracking, tags, params)
 
 
-@task(task_run_name="pull", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
+@task(task_run_name="pull", cache_policy=NO_CACHE, **RETRIED)
 def pull_changes() -> None:
     """Take commits and data from where they are shared."""
     clone.pull(ROOT)
 
 
-@task(task_run_name="push", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
+@task(task_run_name="push", cache_policy=NO_CACHE, **RETRIED)
 def push_changes() -> None:
     """Send data and commits to where they are shared."""
     clone.push(ROOT)

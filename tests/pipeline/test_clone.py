@@ -313,3 +313,21 @@ def test_an_upstream_that_is_gone(root):
     override(root, {"data.source": "folder:data/raw/images"})
     with pytest.raises(OSError, match="`git fetch --quiet` failed"):
         data_version(root)
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_conflict_is_for_a_person_to_solve(root, tmp_path, is_committed):
+    """The clone is as it was; what was not committed, too."""
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "upstream.git"), str(other))
+    for clone_of_it, epochs in ((other, 3), (root, 4)):
+        override(clone_of_it, {"finetune.epochs": epochs})
+        if is_committed or clone_of_it == other:
+            clone.commit(clone_of_it, f"{epochs} epochs")
+    git(other, "push", "--quiet")
+    (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text() + "# a remark\n")
+    before = git(root, "rev-parse", "HEAD"), git(root, "diff", "HEAD"), git(root, "status", "--porcelain")
+    with pytest.raises(ValueError, match=r"^params.yaml: changed here and upstream; .*`.*git pull --rebase"):
+        clone.pull(root)
+    assert (git(root, "rev-parse", "HEAD"), git(root, "diff", "HEAD"), git(root, "status", "--porcelain")) == before
+    assert git(root, "stash", "list") == ""
