@@ -1,5 +1,6 @@
-"""What `make schedule` starts."""
+"""What `make` says and starts."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,15 @@ def test_a_clone_has_one_worker(tmp_path):
         assert next_one.stdout.readline() == "ready\n"
         assert lock.read_text() == str(next_one.pid)
         next_one.kill()
+
+
+@pytest.mark.parametrize(("is_there", "said"), [(False, "setting up .venv (once; some GB)"), (True, "updating .venv")])
+def test_make_says_what_it_does_to_the_environment(tmp_path, is_there, said):
+    shutil.copyfile(Path(__file__).parents[2] / "Makefile", tmp_path / "Makefile")
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).touch()
+    if is_there:
+        (tmp_path / ".venv/.ready").touch()
+    command = ["make", "--dry-run", "--assume-new=requirements.lock", "setup"]
+    assert said in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
