@@ -234,6 +234,7 @@ def main() -> None:
             deploy()
             with running([worker()]) as workers:
                 until_stopped([*servers, *workers])
+            put_back()
 
 
 def start_worker(options: Sequence[str]) -> None:
@@ -248,6 +249,16 @@ def start_worker(options: Sequence[str]) -> None:
     restart_dead_run()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", *options]
     os.execv(sys.executable, command)
+
+
+def put_back() -> None:
+    """Put the clone back where the end of the worker has cut a run off; the next worker starts that run again."""
+    from pipelines.clone import Snapshot
+
+    if Snapshot(ROOT).left_by():
+        from pipelines.flow.recovery import restart_dead_run
+
+        restart_dead_run()
 
 
 def claim(path: Path) -> None:
