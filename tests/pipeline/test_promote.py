@@ -112,6 +112,18 @@ def test_promotion_and_rollback(client):
     assert (result["version"], points_to(client)) == ("2", "1")
     assert "was champion before and was taken down" in result["promotion"]
 
+    promote("2", by="bob", reason="better after all")
+    promote("1", by="cy")
+    promote("2", by="bob", reason="sure now")
+    tags = client.get_model_version(NAME, "2").tags
+    assert (tags["promotion.by"], tags["promotion.reason"]) == ("bob", "sure now")
+    earlier = [tags[f"promotion.{number}"].partition("+00:00: ")[2] for number in (1, 2)]
+    assert earlier == [
+        "by ada, in the place of version 1: ready",
+        "by bob, in the place of version 1: better after all",
+    ]
+    assert "promotion.3" not in tags
+
 
 def test_a_failed_gate_takes_force_and_a_reason(client, monkeypatch, capsys):
     assert register_candidate("weak", accuracy=0.5)["version"] == "3"
