@@ -18,6 +18,7 @@ from grpo_rm.config import load_config
 from pipelines import clone, dag
 from pipelines.flow.artifacts import read_report, show_failed_validation, show_results
 from pipelines.flow.failures import fail_in_words, run_here
+from pipelines.flow.origin import name_commit
 from pipelines.flow.recovery import outlive_worker, recover
 from pipelines.flow.stages import OUTAGE_DELAYS, run_stages
 from pipelines.lineage import ROOT
@@ -68,7 +69,7 @@ def pipeline(
             ):
                 snapshot.override(params or {})
                 outcomes = run_stale_stages(force or [], target, open_parent)
-                message = describe_outcomes(outcomes)
+                message, commit = describe_outcomes(outcomes), None
                 if edited:  # said every time: it goes on until a person acts
                     message += f"; dvc.lock is NOT committed, because these files are not: {', '.join(edited)}"
                 elif commit := clone.commit(ROOT, commit_message(message, params or {}, me)):
@@ -77,6 +78,8 @@ def pipeline(
                 promote_candidate(me)
             if push:
                 push_changes()
+            if commit and "register" in outcomes.get("ran", []):
+                name_commit_of_version(commit, return_state=True)  # else it names the one before it
         return Completed(message=message)
     except (ValueError, OSError) as error:  # its message says what to do; a traceback would only hide it
         return Failed(message=str(error))
@@ -183,6 +186,14 @@ def pull_changes() -> None:
 def push_changes() -> None:
     """Send data and commits to where they are shared."""
     clone.push(ROOT)
+
+
+@task(task_run_name="name the commit", cache_policy=NO_CACHE, **RETRIED)
+def name_commit_of_version(commit: str) -> None:
+    """Have the version just registered name the commit that has its parameters and dvc.lock."""
+    registration = read_report("registration")
+    assert registration is not None
+    name_commit(registration["name"], registration["version"], commit)
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)

@@ -1,5 +1,6 @@
 """The flows on a real Prefect server, run by a real worker in a clone of its own."""
 
+import ast
 import contextlib
 import datetime
 import json
@@ -136,6 +137,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
         "evaluate": "Ran",
         "export": "Ran",
         "register": "Ran",
+        "name the commit": "Completed",
     }
     artifacts = prefect.artifacts(run)
     assert {"metrics", "gate", "report", "mlflow-run", "finetune-grpo-rm", "finetune-cross-entropy"} <= set(artifacts)
@@ -146,6 +148,13 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     assert "epochs: 4" in clean.succeed("git", "show", "HEAD:params.yaml")
     assert clean.succeed("git", "log", "-1", "--format=%s") == "Pipeline with finetune.epochs\n"
     assert clean.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
+    version = json.loads((clean.root / "reports/registration.json").read_text())
+    show = (
+        f"from pipelines.tracking import registry; print(registry.tags_of({version['name']!r}, {version['version']!r}))"
+    )
+    tags = ast.literal_eval(clean.succeed("python", "-c", show))
+    assert tags["git.commit"] == clean.succeed("git", "rev-parse", "HEAD").strip()
+    assert tags["git.dirty"] == "false"
 
 
 def test_data_that_fails_validation(clean, prefect: PrefectApi):
