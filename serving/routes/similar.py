@@ -13,7 +13,10 @@ from serving.indexes import Indexes
 from serving.prediction import predict_body
 from serving.routes.v1 import ERRORS, IMAGES, Model, describe
 
-RESPONSES = ERRORS | {503: {"description": "There is no model yet, or no index of it; `detail` says why."}}
+RESPONSES = ERRORS | {
+    404: {"description": "The server was started without an index; `detail` says how to build one."},
+    503: {"description": "There is no model yet, or no index of it, or too many wait; `detail` says why."},
+}
 
 router = APIRouter(prefix="/v1", tags=["v1"], responses=RESPONSES)
 
@@ -47,6 +50,8 @@ async def similar(
     try:
         index = await anyio.to_thread.run_sync(indexes.find, live, limiter=indexes.limiter)
     except NoIndexError as error:
+        if indexes.directory is None:  # waiting does not help
+            raise HTTPException(404, str(error), headers=live.headers()) from error
         raise HTTPException(503, str(error), headers={**live.headers(), "Retry-After": "60"}) from error
     search = functools.partial(index.search, prediction.embedding, k=k, has_thumbnails=thumbnails)
     found = await anyio.to_thread.run_sync(search, limiter=indexes.limiter)

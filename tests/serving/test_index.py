@@ -293,7 +293,7 @@ def test_similar_over_a_socket(built, images, onnx, tmp_path):
 def test_similar_without_an_index(onnx, tmp_path):
     with serving(onnx, tmp_path) as server:
         answer = server.request("/v1/similar", picture((1, 2, 3)))
-        assert answer.status == 503 and answer.headers["retry-after"] and answer.headers["x-model-name"] == "tiny.onnx"
+        assert answer.status == 404 and answer.headers["x-model-name"] == "tiny.onnx"
         assert "start the server with --index indexes (GRPO_RM_INDEX)" in answer.content["detail"]
         assert "Traceback" not in server.log.read_text()
 
