@@ -40,8 +40,8 @@ schedule: $(READY)  ## start a Prefect server and a worker, and schedule the dep
 	@exec python -m pipelines.services schedule $(PORTS)
 
 MODEL ?= models:/$(or $(shell sed -n 's/^  "name": "\(.*\)",$$/\1/p' reports/registration.json 2>/dev/null),grpo-rm-digits)@champion
-serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS or a file, GRPO_RM_PORT=8000)
-	@exec python -m serving --model "$(MODEL)"
+serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS or a file, INDEX=indexes, GRPO_RM_PORT=8000)
+	@exec python -m serving --model "$(MODEL)" $(if $(INDEX),--index "$(INDEX)")
 
 bench: $(READY)  ## measure what docs/benchmarks.md reports (a copy of the repository, some minutes)
 	@python -m benchmarks.pipeline
