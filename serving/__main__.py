@@ -33,29 +33,36 @@ def serve(settings: Settings) -> None:
     """
     import uvicorn
 
+    from serving.access import ApiKeys
     from serving.app import create_app
     from serving.deployment import Deployment, load_file
     from serving.follower import Follower, parse_alias
-    from serving.indexes import Indexes
+    from serving.protocol import bounded_protocol
     from serving.registry import open_registry
 
     alias = parse_alias(settings.model)
+    keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     # Versions are downloaded for this process alone: what a start finds is what the registry has.
     with tempfile.TemporaryDirectory(prefix="grpo-rm-serving-", ignore_cleanup_errors=True) as cache:
         if alias:
             deployment, registry = Deployment(), open_registry(settings.tracking_uri)
-            follower = Follower(deployment, registry, alias, cache=Path(cache), poll_seconds=settings.poll_seconds)
-        else:
-            deployment, follower = Deployment(load_file(Path(settings.model))), None
-        uvicorn.run(
-            create_app(
+            follower = Follower(
                 deployment,
-                follower,
-                webhook_secret=settings.webhook_secret,
-                indexes=Indexes(settings.index, settings.model),
-            ),
+                registry,
+                alias,
+                cache=Path(cache),
+                poll_seconds=settings.poll_seconds,
+                threads=settings.threads,
+            )
+        else:
+            deployment, follower = Deployment(load_file(Path(settings.model), threads=settings.threads)), None
+        uvicorn.run(
+            create_app(deployment, follower, settings, keys),
             host=settings.host,
             port=settings.port,
+            http=bounded_protocol(settings.limits.seconds),
+            ws="none",
+            access_log=False,  # /metrics counts; a line for each request costs more than some requests
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )

@@ -1,51 +1,74 @@
-"""The application: its routes, what they share, and how it starts and ends."""
+"""The application: its routes, what they share, what a request passes before them, and how it starts and ends."""
 
 import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
+from serving.access import Access, ApiKeys
+from serving.admission import Admission
 from serving.deployment import Deployment
+from serving.errors import RETRY, error_response
 from serving.follower import Follower
 from serving.indexes import Indexes
-from serving.inference import Inference, NotReadyError
-from serving.routes import health, hooks, similar, v1
+from serving.inference import Inference, NotReadyError, OverloadedError
+from serving.metrics import Measured, Metrics
+from serving.routes import health, hooks, page, similar, v1, v2
+from serving.routes import metrics as metrics_route
+from serving.settings import Settings
 
 
-def create_app(deployment: Deployment, follower: Follower | None, *, webhook_secret: str, indexes: Indexes) -> FastAPI:
+def create_app(deployment: Deployment, follower: Follower | None, settings: Settings, keys: ApiKeys | None) -> FastAPI:
     """Return the application.
 
     Args:
         deployment: The model that answers.
         follower: Started and ended with the application; None where the model is a file.
-        webhook_secret: Shared with MLflow; "" accepts no webhook.
-        indexes: In which similar images are looked up.
+        settings: What the server was told.
+        keys: Who may ask; None lets everybody in.
     """
+    metrics = Metrics(deployment, lambda: app.state.inference.pending)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.inference = Inference(deployment)
+        app.state.inference = Inference(
+            deployment, settings.batching, max_pixels=settings.limits.pixels, on_batch=metrics.count_batch
+        )
         if follower:
             follower.start()
         yield
         if follower:
             follower.stop()
+        await app.state.inference.close()
 
-    app = FastAPI(title="grpo-rm", lifespan=lifespan)
-    app.state.deployment, app.state.follower = deployment, follower
-    app.state.webhook_secret, app.state.indexes = webhook_secret, indexes
-    for module in (health, v1, similar, hooks):
+    app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan)
+    app.state.deployment, app.state.follower, app.state.metrics = deployment, follower, metrics
+    app.state.webhook_secret, app.state.limits = settings.webhook_secret, settings.limits
+    app.state.indexes = Indexes(settings.index, settings.model)
+    for module in (health, v1, similar, v2, hooks, metrics_route, page):
         app.include_router(module.router)
-    app.add_exception_handler(NotReadyError, _not_ready)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(NotReadyError, _unavailable)
+    app.add_exception_handler(OverloadedError, _unavailable)
     app.add_exception_handler(Exception, _internal_error)
+    # The last one added is the first a request meets.
+    app.add_middleware(Admission, limits=settings.limits, max_requests=settings.batching.queue)
+    app.add_middleware(Access, keys=keys)
+    app.add_middleware(Measured, metrics=metrics)
     return app
 
 
-async def _not_ready(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return error_response(request.url.path, error.status_code, error.detail, error.headers)
+
+
+async def _unavailable(request: Request, error: Exception) -> JSONResponse:
+    return error_response(request.url.path, 503, str(error), RETRY)
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     """Tell a stranger nothing; the traceback is in the log."""
-    return JSONResponse({"detail": "internal error"}, 500)
+    return error_response(request.url.path, 500, "internal error")

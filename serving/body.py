@@ -1,7 +1,15 @@
-"""The body of a request, up to a limit."""
+"""The body of a request, up to a limit, and the image files in it."""
+
+from collections.abc import AsyncGenerator
 
 from fastapi import HTTPException, Request
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+
+from serving.settings import Limits
+
+HOW = "send one image file as the body, or several as multipart/form-data"
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -24,3 +32,46 @@ async def read_body(request: Request, limit: int) -> bytes:
     except ClientDisconnect as error:
         raise HTTPException(400, "the body ends before its end") from error
     return bytes(body)
+
+
+async def read_files(request: Request, limits: Limits) -> list[bytes]:
+    """Return the image files of a request: the body itself, or each file of multipart/form-data.
+
+    Raises:
+        HTTPException: 400 where there is none or the form is damaged, 413 where there are too many or too much of
+            them, 415 where the body is JSON.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type in ("application/json", "text/json"):
+        raise HTTPException(415, f"the body is JSON: {HOW}; arrays go to /v2", headers={"Connection": "close"})
+    body = await read_body(request, limits.body_bytes)
+    files = (
+        await _files_of_form(request.headers, body, limits.images) if media_type == "multipart/form-data" else [body]
+    )
+    for number, file in enumerate(files, 1):
+        if not file:
+            what = "the body is empty" if len(files) == 1 else f"image {number} of {len(files)} is empty"
+            raise HTTPException(400, f"{what}: {HOW}")
+    return files
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 1 << 62  # the body is in memory and bounded already; the file system may be read-only
+
+
+async def _files_of_form(headers: Headers, body: bytes, most: int) -> list[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await _InMemory(headers, stream(), max_files=most + 1, max_fields=most).parse()
+    except Exception as error:  # of the parser, or of a charset that the form names
+        reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
+        raise HTTPException(400, f"the form cannot be read: {reason}") from error
+    files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    await form.close()
+    if len(files) > most:
+        raise HTTPException(413, f"the form has more than {most} files")
+    if not files:
+        raise HTTPException(400, f"the form has no file: {HOW}, such as `curl -F image=@cat.jpg`")
+    return files

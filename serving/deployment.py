@@ -51,14 +51,16 @@ class Deployment:
     Attributes:
         model: None until the first one is loaded. A request reads it once, so that a swap never meets it half way.
         error: Why the last attempt to follow the alias failed; None where it did not.
+        reloads: How many versions of the alias went live, and how many were rejected.
     """
 
     def __init__(self, model: LiveModel | None = None) -> None:
         self.model = model
         self.error: str | None = None
+        self.reloads = {"live": 0, "rejected": 0}
 
 
-def load_file(path: Path) -> LiveModel:
+def load_file(path: Path, *, threads: int = 0) -> LiveModel:
     """Load an ONNX file of stage export.
 
     Raises:
@@ -67,17 +69,18 @@ def load_file(path: Path) -> LiveModel:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}: run `make pipeline`, or name another with --model")
-    model = OnnxModel(path)
+    model = OnnxModel(path, threads=threads)
     return LiveModel(model, path.name, _sha256(path)[:12], _data_hash(model))
 
 
-def load_version(registry: Registry, version: Version, directory: Path) -> LiveModel:
+def load_version(registry: Registry, version: Version, directory: Path, *, threads: int = 0) -> LiveModel:
     """Download a version, prove that it is what was registered and says what torch said, and warm it up.
 
     Args:
         registry: Where it is.
         version: Which.
         directory: Where its files are kept. A file that is there already is not downloaded again.
+        threads: See OnnxModel.
 
     Raises:
         ValueError: A check failed.
@@ -91,7 +94,7 @@ def load_version(registry: Registry, version: Version, directory: Path) -> LiveM
     if SHA256_TAG not in version.tags:
         warnings.append(f"the version has no tag {SHA256_TAG}, so that its file was not verified")
     _verify(version, SHA256_TAG, directory / ONNX)
-    model = OnnxModel(directory / ONNX)
+    model = OnnxModel(directory / ONNX, threads=threads)
     if has_self_test:
         path = directory / Path(SELF_TEST).name
         _verify(version, SELF_TEST_TAG, path)

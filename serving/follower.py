@@ -51,11 +51,18 @@ class Follower(threading.Thread):
     """
 
     def __init__(
-        self, deployment: Deployment, registry: Registry, alias: Alias, *, cache: Path, poll_seconds: float
+        self,
+        deployment: Deployment,
+        registry: Registry,
+        alias: Alias,
+        *,
+        cache: Path,
+        poll_seconds: float,
+        threads: int = 0,
     ) -> None:
         super().__init__(name="follower", daemon=True)  # a download under way does not hold up the end of the process
         self.deployment, self.registry, self.alias = deployment, registry, alias
-        self.cache, self.poll_seconds = cache, poll_seconds
+        self.cache, self.poll_seconds, self.threads = cache, poll_seconds, threads
         self._wake, self._is_stopped = threading.Event(), False
         self._live = ""
         self._rejected: Version | None = None
@@ -98,12 +105,14 @@ class Follower(threading.Thread):
     def _deploy(self, version: Version) -> None:
         directory = self.cache / _identity(version)
         try:
-            model = load_version(self.registry, version, directory)
+            model = load_version(self.registry, version, directory, threads=self.threads)
         except ValueError as error:
             self._rejected, self._reason = version, _first_line(error)
+            self.deployment.reloads["rejected"] += 1
             shutil.rmtree(directory)
             raise
         self._rejected, self._live = None, _identity(version)
+        self.deployment.reloads["live"] += 1
         self.deployment.model = model  # requests under way end with the old one
         logger.info("%s version %s is live, data %s", model.name, model.version, model.data_hash or "unknown")
         for warning in model.warnings:

@@ -10,8 +10,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.preprocessing import Pixels, decode, evaluation_view
+from serving.preprocessing import MAX_PIXELS, Pixels, decode, evaluation_view
+from serving.processors import count_processors
 
+GPU, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 INPUT, OUTPUTS = "images", ("embedding", "logits")
 METADATA = ("classes", "preprocessing", "model_sha256", "training")  # with the prefix grpo_rm.
 
@@ -22,35 +24,48 @@ class Prediction:
 
     Attributes:
         embedding: (N, D) float32.
-        logits: (N, K) float32.
+        logits: (N, K) float32; of a dense model (N, K, h, w).
     """
 
     embedding: NDArray[np.float32]
     logits: NDArray[np.float32]
 
     def probabilities(self) -> NDArray[np.float64]:
-        """Return the softmax of the logits: (N, K)."""
+        """Return the softmax of the logits over the classes, in their shape."""
         logits = self.logits.astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
+def has_gpu() -> bool:
+    """Whether onnxruntime is the package for GPUs."""
+    return GPU in onnxruntime.get_available_providers()
+
+
 class OnnxModel:
-    """An ONNX file of stage export, on the CPU. Threads may share it.
+    """An ONNX file of stage export, on the GPU where onnxruntime has one. Threads may share it.
 
     Attributes:
+        task: classification, or segmentation, where a site of the image has logits of its own.
         classes: Names of the output set, in the order of the logits.
         preprocessing: image_size, channels, crop_pct, interpolation.
         model_sha256: Of the weights it was exported from.
         training: How these were made: stage, parameters, hash of the data, split.
+        shapes: Of the input and the outputs, for one image.
 
     Raises:
         ValueError: It is no ONNX file, or none of stage export.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Load a file.
+
+        Args:
+            path: Of the file.
+            threads: That a run is computed with; 0 takes the processors this process may use.
+        """
         try:
-            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(path, _options(threads), [GPU, CPU] if has_gpu() else [CPU])
         except Exception as error:  # onnxruntime has an exception class for each of its status codes
             raise ValueError(f"{path.name} is no ONNX file that onnxruntime can run: {_first_line(error)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
@@ -60,6 +75,7 @@ class OnnxModel:
                 f"{path.name} was not made by this pipeline: its metadata lack {', '.join(missing)} (grpo_rm.*). "
                 "Serve a file of stage export, such as models/onnx/encoder.onnx"
             )
+        self.task = metadata.get("grpo_rm.task", "classification")
         self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.model_sha256 = metadata["grpo_rm.model_sha256"]
@@ -72,16 +88,26 @@ class OnnxModel:
         Raises:
             ImageError: One of them is no image, or not one that can be used.
         """
-        return self.run(np.stack([self._pixels(file) for file in files]))
+        return self.run(np.stack([self.pixels(file) for file in files]))
 
     def run(self, images: NDArray[np.uint8]) -> Prediction:
         """Run the model on images as `evaluation_view` makes them: (N, size, size, channels)."""
         return Prediction(*self._session.run(list(OUTPUTS), {INPUT: images}))
 
-    def _pixels(self, file: bytes) -> Pixels:
+    @property
+    def provider(self) -> str:
+        """What computes: CPUExecutionProvider, CUDAExecutionProvider."""
+        return str(self._session.get_providers()[0])
+
+    def pixels(self, file: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """Return an image file as the model sees it: (size, size, channels).
+
+        Raises:
+            ImageError: It is no image, or not one that can be used.
+        """
         p = self.preprocessing
         return evaluation_view(
-            decode(file, channels=p["channels"]),
+            decode(file, channels=p["channels"], max_pixels=max_pixels),
             size=p["image_size"],
             crop_pct=p["crop_pct"],
             interpolation=p["interpolation"],
@@ -96,13 +122,30 @@ class OnnxModel:
             raise ValueError(
                 f"{path.name} does not run on an image as it describes it: {_first_line(error)}"
             ) from error
-        if prediction.logits.shape != (1, len(self.classes)) or prediction.embedding.ndim != 2:
+        dims = 4 if self.task == "segmentation" else 2
+        is_logits = prediction.logits.ndim == dims and prediction.logits.shape[:2] == (1, len(self.classes))
+        if not is_logits or prediction.embedding.ndim != 2:
             raise ValueError(
                 f"{path.name} answers an image with embedding {prediction.embedding.shape} and logits "
-                f"{prediction.logits.shape}, expected (1, D) and (1, {len(self.classes)}), one for each class"
+                f"{prediction.logits.shape}, expected (1, D) and (1, {len(self.classes)}{', h, w' * (dims == 4)}), "
+                "one for each class"
             )
         if not (np.isfinite(prediction.embedding).all() and np.isfinite(prediction.logits).all()):
             raise ValueError(f"{path.name} answers a black image with numbers that are not finite: export it anew")
+        self.shapes: dict[str, tuple[int, ...]] = {
+            INPUT: (size, size, channels),
+            "embedding": prediction.embedding.shape[1:],
+            "logits": prediction.logits.shape[1:],
+        }
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or count_processors()
+    options.inter_op_num_threads = 1
+    # Threads that spin for work take the processor from those that decode images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,38 @@ from typing import NoReturn
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a stranger may send.
+
+    Attributes:
+        body_bytes: Of one request.
+        images: Of one request.
+        pixels: Of one image, as its header says.
+        seconds: From the first byte of a request to the last of its answer.
+    """
+
+    body_bytes: int = 32 * 1024 * 1024
+    images: int = 64
+    pixels: int = 64_000_000
+    seconds: float = 30
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests share the model.
+
+    Attributes:
+        max_batch: Images the model runs on at once. On a CPU larger batches only keep others waiting; a GPU wants more.
+        max_wait_ms: How long a batch that is not full waits for images that are being decoded.
+        queue: Images that may wait; over it, requests are told to come back.
+    """
+
+    max_batch: int = 8
+    max_wait_ms: float = 1
+    queue: int = 256
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of the server.
 
@@ -20,6 +52,10 @@ class Settings:
         poll_seconds: How often the alias is looked at without a webhook.
         tracking_uri: Of the registry; "" is the store below the current directory.
         webhook_secret: Shared with MLflow; "" accepts no webhook.
+        api_keys: A file with a key on each line; None lets everybody in.
+        threads: That one batch is computed with; 0 takes the processors this process may use.
+        batching: How requests share the model.
+        limits: What a stranger may send.
     """
 
     model: str
@@ -29,6 +65,10 @@ class Settings:
     poll_seconds: float
     tracking_uri: str
     webhook_secret: str = field(repr=False)
+    api_keys: Path | None
+    threads: int
+    batching: Batching
+    limits: Limits
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,14 +101,28 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
     if not model:
         raise ValueError("no model: name one with --model or GRPO_RM_MODEL, such as models:/grpo-rm-digits@champion")
     index = options.index or os.environ.get("GRPO_RM_INDEX")
+    keys = os.environ.get("GRPO_RM_API_KEYS_FILE")
     return Settings(
         model=model,
         host=options.host or os.environ.get("GRPO_RM_HOST") or "127.0.0.1",
         port=_port(options.port or os.environ.get("GRPO_RM_PORT") or "8000"),
         index=Path(index) if index else None,
-        poll_seconds=_seconds(os.environ.get("GRPO_RM_POLL_SECONDS") or "30"),
+        poll_seconds=_number("POLL_SECONDS", 30, above=0, most=86_400),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
         webhook_secret=os.environ.get("GRPO_RM_WEBHOOK_SECRET", ""),
+        api_keys=Path(keys) if keys else None,
+        threads=_whole("THREADS", 0, least=0, most=1024),
+        batching=Batching(
+            max_batch=_whole("MAX_BATCH", Batching.max_batch, least=1, most=1024),
+            max_wait_ms=_number("MAX_WAIT_MS", Batching.max_wait_ms, above=-1e-9, most=1000),
+            queue=_whole("QUEUE", Batching.queue, least=1, most=1_000_000),
+        ),
+        limits=Limits(
+            body_bytes=_whole("MAX_BODY_BYTES", Limits.body_bytes, least=1, most=1 << 31),
+            images=_whole("MAX_IMAGES", Limits.images, least=1, most=10_000),
+            pixels=_whole("MAX_PIXELS", Limits.pixels, least=1, most=1 << 31),
+            seconds=_number("MAX_SECONDS", Limits.seconds, above=0, most=3600),
+        ),
     )
 
 
@@ -78,11 +132,19 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def _whole(name: str, default: int, *, least: int, most: int) -> int:
+    text = os.environ.get(f"GRPO_RM_{name}") or str(default)
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise ValueError(f"GRPO_RM_{name} is {text!r}, expected a whole number from {least:,} to {most:,}")
+    return int(text)
+
+
+def _number(name: str, default: float, *, above: float, most: float) -> float:
+    text = os.environ.get(f"GRPO_RM_{name}") or str(default)
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise ValueError(f"GRPO_RM_POLL_SECONDS is {text!r}, expected seconds above 0, at most a day")
-    return seconds
+        number = above
+    if not above < number <= most:
+        raise ValueError(f"GRPO_RM_{name} is {text!r}, expected a number above {max(above, 0):g}, at most {most:g}")
+    return number

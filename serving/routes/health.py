@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from serving.deployment import Deployment
+from serving.settings import Limits
 
 router = APIRouter(tags=["health"])
 
@@ -20,8 +21,14 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> JSONResponse:
     """Say which model is live, and why it is not the one the alias points to, where that is so."""
     deployment: Deployment = request.app.state.deployment
+    limits: Limits = request.app.state.limits
     model = deployment.model
-    content: dict[str, Any] = {"status": "ready" if model else "not ready", "error": deployment.error, "model": None}
+    content: dict[str, Any] = {
+        "status": "ready" if model else "not ready",
+        "error": deployment.error,
+        "limits": {"body_bytes": limits.body_bytes, "pixels": limits.pixels},
+        "model": None,
+    }
     if model:
         content["model"] = {
             "name": model.name,
@@ -30,5 +37,7 @@ async def readyz(request: Request) -> JSONResponse:
             "model_sha256": model.onnx.model_sha256,
             "loaded_at": model.loaded_at.isoformat(timespec="seconds"),
             "warnings": list(model.warnings),
+            "num_classes": len(model.onnx.classes),
+            "preprocessing": model.onnx.preprocessing,
         }
     return JSONResponse(content, 200 if model else 503, model.headers() if model else {"Retry-After": "5"})

@@ -1,32 +1,49 @@
-"""An image in, classes or an embedding out."""
+"""Images in; classes, embeddings or masks out."""
 
+import base64
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from pydantic import BaseModel
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
-from serving.body import read_body
 from serving.deployment import LiveModel
-from serving.inference import Inference
+from serving.formats import JSON, NPY, PNG, RAW, array_response, choose_media_type, encode_mask, json_response
 from serving.model import Prediction
-from serving.preprocessing import FORMATS, ImageError
+from serving.prediction import predict_body
+from serving.preprocessing import FORMATS
 
-MAX_IMAGE_BYTES = 32 * 1024 * 1024
-IMAGE_BODY: dict[str, Any] = {
+FILE = {"type": "string", "format": "binary"}
+FORM = {
+    "type": "object",
+    "properties": {"image": {"type": "array", "items": FILE, "minItems": 1}},
+    "required": ["image"],
+}
+IMAGES: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": f"One image file: {', '.join(FORMATS)}.",
+        "description": f"An image file as the body, or several as a form, under any names: {', '.join(FORMATS)}.",
         "content": {
-            media_type: {"schema": {"type": "string", "format": "binary"}}
-            for media_type in ("application/octet-stream", "image/*")
+            "application/octet-stream": {"schema": FILE},
+            "image/*": {"schema": FILE},
+            "multipart/form-data": {"schema": FORM},
         },
     }
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body is no image that can be used; `detail` says why."},
-    413: {"description": "The body is too long."},
-    503: {"description": "No model is loaded yet; `detail` says why."},
+    400: {"description": "The body holds no image that can be used; `detail` says why, and which one."},
+    401: {"description": "An API key is required."},
+    408: {"description": "The body did not arrive in time."},
+    409: {"description": "The live model has another task."},
+    413: {"description": "The body is too long, or holds too many images."},
+    415: {"description": "The body is JSON."},
+    503: {
+        "description": "No model is loaded yet, or too many wait; `detail` says which, Retry-After when to come back."
+    },
 }
+ARRAY = {media_type: {"schema": FILE} for media_type in (NPY, RAW)}
 
 router = APIRouter(prefix="/v1", tags=["v1"], responses=ERRORS)
 
@@ -34,64 +51,146 @@ router = APIRouter(prefix="/v1", tags=["v1"], responses=ERRORS)
 class Model(BaseModel):
     """The model that answered."""
 
-    name: str
-    version: str
-    data_hash: str
+    name: str = Field(examples=["grpo-rm-digits"])
+    version: str = Field(examples=["3"])
+    data_hash: str = Field(examples=["0123456789abcdef0123456789abcdef.dir"])
 
 
 class ClassProbability(BaseModel):
     """A class and its probability."""
 
-    name: str
-    probability: float
+    name: str = Field(examples=["cat"])
+    probability: float = Field(examples=[0.98])
+
+
+class Classified(BaseModel):
+    """The most probable classes of an image, the first one first."""
+
+    classes: list[ClassProbability]
+    embedding: list[float] = Field(default=[], description="Only with embedding=true.")
 
 
 class Classification(BaseModel):
-    """The most probable classes, the first one first."""
+    """An entry for each image, in their order."""
 
-    classes: list[ClassProbability]
     model: Model
+    predictions: list[Classified]
 
 
-class Embedding(BaseModel):
-    """The embedding of an image."""
+class Embeddings(BaseModel):
+    """An embedding for each image, in their order."""
 
-    embedding: list[float]
     model: Model
+    embeddings: list[list[float]] = Field(examples=[[[0.12, -0.5, 1.25]]])
 
 
-@router.post("/classify", openapi_extra=IMAGE_BODY)
+class Share(BaseModel):
+    """A class and its share of the sites."""
+
+    index: int
+    name: str
+    share: float
+
+
+class Mask(BaseModel):
+    """What each site of an image shows."""
+
+    png: str = Field(description="Base64 of a PNG of class indices with a palette.")
+    classes: list[Share]
+
+
+class Segmentation(BaseModel):
+    """A mask for each image, in their order."""
+
+    model: Model
+    masks: list[Mask]
+
+
+@router.post("/classify", response_model=Classification, openapi_extra=IMAGES, responses={200: {"content": ARRAY}})
 async def classify(
-    request: Request, response: Response, top_k: Annotated[int, Query(ge=1, description="How many classes.")] = 5
-) -> Classification:
-    """Return the most probable classes of an image."""
-    live, prediction = await _predict(request, response)
-    probabilities = prediction.probabilities()[0]
-    best = (-probabilities).argsort(kind="stable")[:top_k]
-    classes = [ClassProbability(name=live.onnx.classes[k], probability=float(probabilities[k])) for k in best]
-    return Classification(classes=classes, model=_model(live))
+    request: Request,
+    top_k: Annotated[int, Query(ge=1, description="How many classes.")] = 5,
+    embedding: Annotated[bool, Query(description="Also the embedding of each image.")] = False,
+    normalize: Annotated[bool, Query(description="Embeddings of length 1.")] = False,
+) -> Response:
+    """Return the most probable classes of each image; as an array, the probabilities of all classes, (N, K)."""
+    live, prediction = await predict_body(request)
+    _require(live, "classification")
+    probabilities = prediction.probabilities()
+    media_type = choose_media_type(request.headers.get("accept", ""), (JSON, NPY, RAW))
+    if media_type != JSON:
+        return array_response(probabilities.astype(np.float32), media_type, live.headers())
+    predictions: list[dict[str, Any]] = [{"classes": _top(row, live.onnx.classes, top_k)} for row in probabilities]
+    if embedding:
+        for entry, row in zip(predictions, _embedding(prediction, normalize), strict=True):
+            entry["embedding"] = row
+    return json_response({"model": describe(live), "predictions": predictions}, live.headers())
 
 
-@router.post("/embed", openapi_extra=IMAGE_BODY)
-async def embed(request: Request, response: Response) -> Embedding:
-    """Return the embedding of an image."""
-    live, prediction = await _predict(request, response)
-    return Embedding(embedding=prediction.embedding[0].tolist(), model=_model(live))
+@router.post("/embed", response_model=Embeddings, openapi_extra=IMAGES, responses={200: {"content": ARRAY}})
+async def embed(
+    request: Request, normalize: Annotated[bool, Query(description="Embeddings of length 1.")] = False
+) -> Response:
+    """Return the embedding of each image, (N, D)."""
+    live, prediction = await predict_body(request)
+    embeddings = _embedding(prediction, normalize)
+    media_type = choose_media_type(request.headers.get("accept", ""), (JSON, NPY, RAW))
+    if media_type != JSON:
+        return array_response(embeddings, media_type, live.headers())
+    return json_response({"model": describe(live), "embeddings": embeddings}, live.headers())
 
 
-async def _predict(request: Request, response: Response) -> tuple[LiveModel, Prediction]:
-    inference: Inference = request.app.state.inference
-    live = inference.live()
-    try:
-        prediction = await inference.predict(live, [await read_body(request, MAX_IMAGE_BYTES)])
-    except ImageError as error:
-        raise HTTPException(400, str(error), headers=live.headers()) from error
-    except HTTPException as error:
-        error.headers = {**(error.headers or {}), **live.headers()}
-        raise
-    response.headers.update(live.headers())
-    return live, prediction
+@router.post(
+    "/segment",
+    response_model=Segmentation,
+    openapi_extra=IMAGES,
+    responses={200: {"content": {PNG: {"schema": FILE}, NPY: {"schema": FILE}}}},
+)
+async def segment(request: Request) -> Response:
+    """Return the most probable class at each site of each image; also as PNG (one image) or as an array (N, h, w)."""
+    live, prediction = await predict_body(request)
+    _require(live, "segmentation")
+    masks = prediction.logits.argmax(axis=1)
+    offered = (JSON, NPY, PNG) if len(masks) == 1 else (JSON, NPY)
+    media_type = choose_media_type(request.headers.get("accept", ""), offered)
+    if media_type == PNG:
+        return Response(encode_mask(masks[0]), media_type=PNG, headers=live.headers())
+    if media_type == NPY:
+        return array_response(masks.astype(np.uint16), NPY, live.headers())
+    content = [
+        {"png": base64.b64encode(encode_mask(mask)).decode(), "classes": _shares(mask, live.onnx.classes)}
+        for mask in masks
+    ]
+    return json_response({"model": describe(live), "masks": content}, live.headers())
 
 
-def _model(live: LiveModel) -> Model:
-    return Model(name=live.name, version=live.version, data_hash=live.data_hash)
+def describe(live: LiveModel) -> dict[str, str]:
+    """Return what an answer says of the model."""
+    return {"name": live.name, "version": live.version, "data_hash": live.data_hash}
+
+
+def _require(live: LiveModel, task: str) -> None:
+    if live.onnx.task != task:
+        route = {"classification": "/v1/classify", "segmentation": "/v1/segment"}.get(live.onnx.task, "/v1/embed")
+        raise HTTPException(409, f"the live model is made for {live.onnx.task}: use {route}", headers=live.headers())
+
+
+def _top(probabilities: NDArray[np.float64], names: Sequence[str], count: int) -> list[dict[str, Any]]:
+    best = (-probabilities).argsort(kind="stable")[:count]
+    return [{"name": names[k], "probability": float(probabilities[k])} for k in best]
+
+
+def _embedding(prediction: Prediction, normalize: bool) -> NDArray[np.float32]:
+    embedding = prediction.embedding
+    if not normalize:
+        return embedding
+    lengths = np.linalg.norm(embedding, axis=1, keepdims=True)
+    return np.asarray(embedding / np.where(lengths > 0, lengths, 1), np.float32)
+
+
+def _shares(mask: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
+    indices, counts = np.unique(mask, return_counts=True)
+    return [
+        {"index": int(index), "name": names[index], "share": count / mask.size}
+        for index, count in sorted(zip(indices, counts, strict=True), key=lambda pair: -pair[1])
+    ]

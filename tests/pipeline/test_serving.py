@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from server_process import serving
+from server_process import form, serving
 
 from grpo_rm.datasets import read_split
 from serving.registry import LocalRegistry
@@ -36,11 +36,22 @@ def test_the_server_says_what_evaluation_said(finished, moved_store, monkeypatch
         content = server.wait_for(lambda content: content["model"])
         for index in range(0, len(test.files), len(test.files) // 10):
             answer = server.request("/v1/classify?top_k=10", test.files[index])
-            probabilities = {entry["name"]: entry["probability"] for entry in answer.content["classes"]}
+            probabilities = {
+                entry["name"]: entry["probability"] for entry in answer.content["predictions"][0]["classes"]
+            }
             assert [probabilities[str(k)] for k in range(10)] == pytest.approx(expected[index], abs=1e-4)
+        files, headers = form(*test.files[:60])
+        raw = server.request("/v1/embed", files, headers | {"Accept": "application/octet-stream"}).content
+        embeddings = np.frombuffer(raw, "<f4").reshape(60, -1)
+        evaluated = np.stack(predictions["embedding"].to_pylist())[:60]
+        assert cosines(embeddings, evaluated).min() >= 0.9999
         assert answer.headers["x-model-version"] == content["model"]["version"]
         assert answer.headers["x-data-hash"] == content["model"]["data_hash"] != ""
         assert server.end() == 0
+
+
+def cosines(a, b):
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def test_what_is_not_in_the_store(finished, tmp_path):

@@ -120,7 +120,9 @@ def constant_requests(server: ServerProcess) -> Iterator[list[tuple[str, str]]]:
                 answer = server.request("/v1/classify", PICTURE)
                 assert answer.status == 200, answer
                 assert answer.headers["x-model-version"] == answer.content["model"]["version"]
-                answers.append((answer.content["model"]["version"], answer.content["classes"][0]["name"]))
+                answers.append(
+                    (answer.content["model"]["version"], answer.content["predictions"][0]["classes"][0]["name"])
+                )
         except BaseException as error:  # shown by the test, which is in another thread
             failures.append(error)
 

@@ -37,10 +37,10 @@ class ServerProcess:
         request = urllib.request.Request(self.url + path, body, headers or {})
         try:
             with urllib.request.urlopen(request, timeout=20) as response:
-                return Answer(response.status, lower(response.headers), json.loads(response.read()))
+                return answer(response)
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, lower(error.headers), json.loads(error.read()))
+                return answer(error)
 
     def wait_for(self, condition, seconds=10.0) -> Any:
         """Return the content of /readyz once the condition holds for it."""
@@ -53,6 +53,13 @@ class ServerProcess:
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
+
+
+def answer(response) -> Answer:
+    """Read an answer. Its content is what its JSON means, else bytes."""
+    headers, content = lower(response.headers), response.read()
+    is_json = headers.get("content-type") == "application/json"
+    return Answer(response.status, headers, json.loads(content) if is_json else content)
 
 
 def lower(headers) -> dict[str, str]:
@@ -91,6 +98,13 @@ def serving(model: str | Path, directory: Path, **environment: str) -> Iterator[
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def form(*files: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return files as the body and the headers of multipart/form-data."""
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    body = b"".join(head + file + b"\r\n" for file in files) + b"--b--\r\n"
+    return body, {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 def picture(color: tuple[int, int, int], kind="PNG", size=(20, 12)) -> bytes:

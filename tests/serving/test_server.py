@@ -1,5 +1,7 @@
 """The server as a process, over real sockets: answers, refusals, end."""
 
+import base64
+import io
 import re
 import signal
 import socket
@@ -9,10 +11,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from server_process import picture, serving
-from tiny_onnx import write_onnx
+from PIL import Image
+from server_process import form, picture, serving
+from tiny_onnx import SIZE, write_onnx
 
+from serving.formats import choose_media_type, encode_mask
 from serving.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -45,19 +50,96 @@ def raw(server, *parts, end=False):
 def test_classify(server):
     answer = server.request("/v1/classify?top_k=2", RED)
     assert answer.status == 200
-    classes = answer.content["classes"]
+    classes = answer.content["predictions"][0]["classes"]
     assert [entry["name"] for entry in classes] == ["cat", "owl"]
     assert classes[0]["probability"] == pytest.approx(2.718282 / (2.718282 + 1 + 1.221403), abs=1e-6)
     assert answer.content["model"]["data_hash"] == "0123456789abcdef0123456789abcdef.dir"
     assert answer.headers["x-model-version"] == answer.content["model"]["version"]
     assert answer.headers["x-data-hash"] == "0123456789abcdef0123456789abcdef.dir"
-    assert len(server.request("/v1/classify?top_k=99", RED).content["classes"]) == 3
+    assert len(server.request("/v1/classify?top_k=99", RED).content["predictions"][0]["classes"]) == 3
 
 
 def test_embed(server):
     answer = server.request("/v1/embed", RED)
-    assert answer.content["embedding"] == pytest.approx([1, 0, 0.2], abs=1e-6)
+    assert answer.content["embeddings"][0] == pytest.approx([1, 0, 0.2], abs=1e-6)
     assert answer.headers["x-model-name"] == "tiny.onnx"
+
+
+def test_arrays(server):
+    body, headers = form(RED, picture((0, 0, 0)))
+    expected = pytest.approx(np.array([[1, 0, 0.2], [0, 0, 0]]), abs=1e-6)
+    answer = server.request("/v1/embed", body, headers | {"Accept": "application/x-npy"})
+    assert answer.headers["content-type"] == "application/x-npy"
+    array = np.load(io.BytesIO(answer.content))
+    assert array == expected and array.dtype == np.float32
+    answer = server.request("/v1/embed", body, headers | {"Accept": "text/html, application/octet-stream;q=0.5"})
+    assert answer.headers["x-shape"] == "2,3"
+    assert np.frombuffer(answer.content, "<f4").reshape(2, 3) == expected
+    answer = server.request("/v1/classify", body, headers | {"Accept": "application/x-npy"})
+    assert np.load(io.BytesIO(answer.content)).sum(axis=1) == pytest.approx([1, 1])
+    assert "x-model-version" in answer.headers
+
+
+def test_classes_and_embeddings_together(server):
+    answer = server.request("/v1/classify?top_k=1&embedding=true&normalize=true", *form(RED, picture((0, 9, 0))))
+    assert [entry["classes"][0]["name"] for entry in answer.content["predictions"]] == ["cat", "dog"]
+    assert answer.content["predictions"][0]["embedding"] == pytest.approx([0.980581, 0, 0.196116], abs=1e-5)
+    assert "embedding" not in server.request("/v1/classify", RED).content["predictions"][0]
+
+
+def test_a_model_of_another_task(server):
+    answer = server.request("/v1/segment", RED)
+    assert answer.status == 409 and "made for classification: use /v1/classify" in answer.content["detail"]
+
+
+def test_masks(tmp_path):
+    """Left red, right blue, in three forms."""
+    image = Image.new("RGB", (SIZE, SIZE), (255, 0, 0))
+    image.paste((0, 0, 255), (SIZE // 2, 0, SIZE, SIZE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    expected = np.repeat([[0, 2]], SIZE, axis=0).repeat(SIZE // 2, axis=1)
+    with serving(write_onnx(tmp_path / "dense.onnx", is_dense=True), tmp_path) as server:
+
+        def segment(accept, *files):
+            return server.request("/v1/segment", *form(*files)[:1], form()[1] | {"Accept": accept}).content
+
+        (mask, black) = segment("", buffer.getvalue(), picture((0, 0, 0)))["masks"]
+        assert mask["classes"] == [
+            {"index": 0, "name": "cat", "share": 0.5},
+            {"index": 2, "name": "owl", "share": 0.5},
+        ]
+        assert black["classes"] == [{"index": 0, "name": "cat", "share": 1}]
+        png = Image.open(io.BytesIO(segment("image/png", buffer.getvalue())))
+        assert (np.asarray(png) == expected).all() and png.convert("RGB").getpixel((SIZE - 1, 0)) == (0, 128, 0)
+        assert segment("image/png", RED, RED)["masks"], "two images are no PNG"
+        assert base64.b64decode(mask["png"]).startswith(b"\x89PNG")
+        array = np.load(io.BytesIO(segment("application/x-npy", buffer.getvalue())))
+        assert (array == expected[None]).all() and array.dtype == np.uint16
+        answer = server.request("/v1/classify", RED)
+        assert answer.status == 409 and "made for segmentation: use /v1/segment" in answer.content["detail"]
+        assert server.request("/v1/embed", RED).content["embeddings"][0] == pytest.approx([1, 0, 0.2], abs=1e-6)
+
+
+def test_masks_of_many_classes_have_16_bits():
+    mask = np.array([[0, 300], [65535, 1]])
+    assert (np.asarray(Image.open(io.BytesIO(encode_mask(mask)))) == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("", "a/a"),
+        ("*/*", "a/a"),
+        ("B/b", "b/b"),
+        ("b/b;q=0.5, a/a;q=0.4", "b/b"),
+        ("c/c, b/b;q=0", "a/a"),
+        ("b/b;q=x;;,,", "a/a"),
+        ("b/b, a/a", "b/b"),
+    ],
+)
+def test_what_a_client_accepts(accept, chosen):
+    assert choose_media_type(accept, ("a/a", "b/b")) == chosen
 
 
 def test_health(server):
@@ -71,13 +153,11 @@ def test_health(server):
 
 def test_openapi(server):
     paths = server.request("/openapi.json").content["paths"]
-    assert set(paths) == {"/healthz", "/readyz", "/v1/classify", "/v1/embed", "/v1/similar"}
+    assert {"/healthz", "/readyz", "/metrics", "/v1/classify", "/v1/embed", "/v1/segment", "/v1/similar"} <= set(paths)
     assert "image/*" in paths["/v1/classify"]["post"]["requestBody"]["content"]
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"no image", RED[:40], b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"GIF89a" + b"\xff" * 50]
-)
+@pytest.mark.parametrize("body", [b"no image", RED[:40], b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"GIF89a" + b"\xff" * 50])
 @pytest.mark.parametrize("route", ["/v1/classify", "/v1/embed"])
 def test_malformed_images(server, route, body):
     answer = server.request(route, body, {"Content-Type": "image/png"})
@@ -180,7 +260,7 @@ def test_requests_of_many_clients(server):
     answers = {}
 
     def ask(color):
-        answers[color] = server.request("/v1/embed", picture(color)).content["embedding"]
+        answers[color] = server.request("/v1/embed", picture(color)).content["embeddings"][0]
 
     threads = [threading.Thread(target=ask, args=(color,)) for color in colors]
     for thread in threads:
@@ -211,6 +291,8 @@ def test_what_cannot_be_served(arguments, reason, tmp_path):
         ("GRPO_RM_PORT", "²", "the port is"),
         ("GRPO_RM_POLL_SECONDS", "0", "GRPO_RM_POLL_SECONDS is '0'"),
         ("GRPO_RM_POLL_SECONDS", "nan", "GRPO_RM_POLL_SECONDS is 'nan'"),
+        ("GRPO_RM_MAX_BATCH", "0", "expected a whole number from 1 to 1,024"),
+        ("GRPO_RM_MAX_WAIT_MS", "-1", "expected a number above 0, at most 1000"),
         ("GRPO_RM_POLL_SECONDS", "soon", "GRPO_RM_POLL_SECONDS is 'soon'"),
     ],
 )

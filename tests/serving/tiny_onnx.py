@@ -13,11 +13,18 @@ SIZE, CHANNELS = 8, 3
 
 
 def write_onnx(
-    path: Path, *, bias=(0.0, 0.0, 0.0), metadata=None, num_outputs=3, channels=CHANNELS, is_fragile=False
+    path: Path,
+    *,
+    bias=(0.0, 0.0, 0.0),
+    metadata=None,
+    num_outputs=3,
+    channels=CHANNELS,
+    is_fragile=False,
+    is_dense=False,
 ) -> Path:
     """Write a model whose logits are the means of red, green and blue, plus the bias.
 
-    A fragile one fails on every image that is not black.
+    A fragile one fails on every image that is not black. A dense one has the pixels as logits (N, 3, h, w).
     """
     weight = np.eye(CHANNELS, num_outputs, dtype=np.float32)
     nodes = [
@@ -35,6 +42,9 @@ def write_onnx(
             helper.make_node("Add", ["divided", "offset"], ["embedding"]),
         ]
         nodes[2].output[0] = nodes[3].input[0] = "divided"
+    if is_dense:
+        nodes[3:] = [helper.make_node("Transpose", ["float"], ["logits"], perm=[0, 3, 1, 2])]
+        metadata = describe(channels) | {"grpo_rm.task": "segmentation"}
     constants = {
         "axes": np.array([1, 2]),
         "white": np.array(255, np.float32),
@@ -48,7 +58,7 @@ def write_onnx(
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, CHANNELS])],
         [
             helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", CHANNELS]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_outputs]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_outputs] + [SIZE, SIZE] * is_dense),
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )

@@ -1,0 +1,85 @@
+"""API keys: who may ask."""
+
+import hmac
+import logging
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.errors import error_response
+
+# The page asks for a key itself, probes have none, and webhooks are signed.
+OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/hooks/mlflow")
+OPEN_BELOW = "/page/"
+MIN_LENGTH = 16
+
+logger = logging.getLogger("serving")
+
+
+class ApiKeys:
+    """The keys of a file, one on each line, read again when it changes. Empty lines and lines from # on do not count.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It has no key, or one that is too short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._signature = self._look()
+        self._keys = self._read()
+
+    def accept(self, key: str) -> bool:
+        """Whether this is one of the keys. Takes the same time for all that are not."""
+        self._refresh()
+        given = key.encode("utf-8", errors="replace")
+        return sum(hmac.compare_digest(given, known) for known in self._keys) > 0  # not any(): all are compared
+
+    def _refresh(self) -> None:
+        try:
+            signature = self._look()
+            if signature != self._signature:
+                self._keys, self._signature = self._read(), signature
+                logger.info("%d API keys are valid", len(self._keys))
+        except (OSError, ValueError) as error:  # in the middle of being replaced, or a mistake: nobody is locked out
+            logger.warning("the API keys stay as they are: %s", error)
+
+    def _look(self) -> tuple[int, int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> list[bytes]:
+        lines = (line.partition("#")[0].strip() for line in self._path.read_text(encoding="utf-8").splitlines())
+        keys = [line.encode() for line in lines if line]
+        if not keys or min(map(len, keys)) < MIN_LENGTH:
+            raise ValueError(
+                f"{self._path} has {len(keys)} keys, expected at least one, each of {MIN_LENGTH} characters or more, "
+                "one on a line: make one with `openssl rand -hex 24`"
+            )
+        return keys
+
+
+class Access:
+    """Lets requests with a key pass: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 401."""
+        if self.keys is None or scope["type"] != "http" or _is_open(scope["path"]) or self._has_key(scope):
+            return await self.app(scope, receive, send)
+        detail = "no valid API key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+        headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}  # the body is not read
+        return await error_response(scope["path"], 401, detail, headers)(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        return bool(key) and self.keys is not None and self.keys.accept(key)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_BELOW)

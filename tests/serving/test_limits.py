@@ -1,0 +1,268 @@
+"""Strangers, over real sockets: what they send is bounded, what they hold is taken back, and they are told why."""
+
+import contextlib
+import io
+import re
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+from PIL import Image
+from server_process import free_port, picture, serving
+from tiny_onnx import write_onnx
+
+from serving.access import ApiKeys
+from serving.protocol import bounded_protocol
+
+RED = picture((255, 0, 51))
+KEY, OTHER = "k" * 24, "o" * 24
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server with small limits."""
+    directory = tmp_path_factory.mktemp("limits")
+    limits = {"MAX_SECONDS": "1", "MAX_BODY_BYTES": "100000", "MAX_IMAGES": "3", "MAX_PIXELS": "10000", "QUEUE": "4"}
+    environment = {f"GRPO_RM_{name}": value for name, value in limits.items()}
+    with serving(write_onnx(directory / "tiny.onnx"), directory, **environment) as server:
+        yield server
+        assert server.request("/v1/embed", RED).status == 200
+        assert "Traceback" not in server.log.read_text(), server.log.read_text()
+
+
+def form(*files: bytes, content_type="multipart/form-data; boundary=b", name='name="image"; filename="a"'):
+    parts = [b"--b\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (name.encode(), file) for file in files]
+    return b"".join([*parts, b"--b--\r\n"]), {"Content-Type": content_type}
+
+
+@contextlib.contextmanager
+def connected(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:
+        yield connection
+
+
+def received(connection) -> bytes:
+    """Return everything until the server closes the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def head(length: int | str = 1000, route="/v1/embed") -> bytes:
+    return f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def test_several_images(server):
+    answer = server.request("/v1/embed?normalize=true", *form(RED, picture((0, 0, 0)), picture((0, 8, 6))))
+    assert answer.content["embeddings"] == [
+        pytest.approx([0.980581, 0, 0.196116], abs=1e-5),
+        [0, 0, 0],
+        pytest.approx([0, 0.8, 0.6], abs=1e-6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "reason"),
+    [
+        (*form(RED, RED, RED, RED), 413, "the form has more than 3 files"),
+        (*form(*[RED] * 9), 400, "Too many files"),
+        (*form(), 400, "the form has no file"),
+        (*form(RED, name='name="image"'), 400, "the form cannot be read: it is damaged|the form has no file"),
+        (*form(RED, b""), 400, "image 2 of 2 is empty"),
+        (*form(RED, b"no image"), 400, "image 2 of 2: the image cannot be decoded: it is none of"),
+        (*form(RED, content_type="multipart/form-data"), 400, "Missing boundary"),
+        (*form(RED, content_type="multipart/form-data; boundary=b; charset=idna"), 200, ""),
+        (*form(b"", name='name="\xff"', content_type="multipart/form-data; boundary=b; charset=punycode"), 400, "form"),
+        (b"--b\r\nnonsense", {"Content-Type": "multipart/form-data; boundary=b"}, 400, "the form"),
+        (b"", {}, 400, "the body is empty: send one image file as the body"),
+        (b"{}", {"Content-Type": "application/json"}, 415, "arrays go to /v2"),
+        (RED, {"Content-Type": "application/x-www-form-urlencoded"}, 200, ""),  # what curl --data-binary says
+        (picture((1, 2, 3), size=(101, 100)), {}, 400, "the image has 101 x 100 pixels, expected at most 10,000"),
+    ],
+)
+def test_bodies(server, body, headers, status, reason):
+    answer = server.request("/v1/embed", body, headers)
+    assert answer.status == status, answer.content
+    assert answer.headers["x-model-name"] == "tiny.onnx"
+    assert re.search(reason, answer.content.get("detail", "")), answer.content
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(server):
+    buffer = io.BytesIO()
+    Image.new("L", (96, 96), 90).save(buffer, "JPEG", progressive=True)
+    file = buffer.getvalue()
+    assert server.request("/v1/embed", file).status == 200
+    scan = file.rindex(b"\xff\xda")
+    bomb = file[:scan] + file[scan:-2] * ((100_000 - len(file)) // (len(file) - scan)) + b"\xff\xd9"
+    assert bomb.count(b"\xff\xda") > 100, "else this shows nothing"
+    answer = server.request("/v1/embed", bomb)
+    assert answer.status == 400 and "scans, expected at most 100" in answer.content["detail"]
+
+
+def test_a_body_that_does_not_arrive(server):
+    with connected(server) as connection:
+        start = time.monotonic()
+        connection.sendall(head() + b"slow")
+        answer = received(connection)
+        assert time.monotonic() - start < 4
+    assert answer.startswith(b"HTTP/1.1 408") and b"did not arrive within 1 seconds" in answer
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/embed HTTP/1.1\r\nX-Slow: "])
+def test_headers_that_do_not_arrive(server, sent):
+    with connected(server) as connection:
+        start = time.monotonic()
+        connection.sendall(sent)
+        assert received(connection) == b""
+        assert time.monotonic() - start < 4
+
+
+@pytest.fixture(scope="module")
+def flood():
+    """A server whose every answer is larger than all buffers between it and a client."""
+
+    async def app(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+    config = uvicorn.Config(app, port=free_port(), http=bounded_protocol(0.5), lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield server
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize("end", ["", "Connection: close\r\n"])
+def test_an_answer_that_is_not_taken(flood, end):
+    """The server gives up a client that asks and never reads; what it had for it is forgotten."""
+    wait_until(lambda: flood.started)
+    with socket.create_connection(("127.0.0.1", flood.config.port)) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: x\r\n{end}\r\n".encode())
+        wait_until(lambda: flood.server_state.connections)
+        start = time.monotonic()
+        wait_until(lambda: not flood.server_state.connections, seconds=15)
+        assert 4 < time.monotonic() - start < 13
+
+
+def test_too_many_requests_on_one_connection(server):
+    with connected(server) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000)
+        assert b"Invalid HTTP request" in received(connection)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 100_000,
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 500_000,
+        b"GET /" + b"a" * 500_000,
+        b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+        + b"X-A: b\r\n" * 100_000,
+    ],
+    ids=["many headers", "a long header", "a long path", "trailers"],
+)
+def test_headers_without_end(server, sent):
+    with connected(server) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+        answer = received(connection)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer[:100]
+
+
+def test_over_the_queue_clients_are_told_to_come_back(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(connected(server)).sendall(head())
+        time.sleep(0.2)
+        answer = server.request("/v1/embed", RED)
+        assert answer.status == 503 and answer.headers["retry-after"] == "1"
+        assert answer.content["detail"] == "4 requests are under way: try again later"
+        assert server.request("/healthz").status == server.request("/readyz").status == 200
+    wait_until(lambda: server.request("/v1/embed", RED).status == 200)
+
+
+def test_the_bodies_under_way_are_bounded(server):
+    """Each is within the limit, all together are not; nothing but memory is left to refuse them for."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):  # below the queue of 4
+            connection = stack.enter_context(connected(server))
+            connection.sendall(head(99_999) + bytes(99_000))
+        assert server.request("/v1/embed", RED).status == 200  # 8 bodies of the largest size may be there
+
+
+def wait_until(condition, seconds=10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_metrics(server):
+    server.request("/v1/embed", RED)
+    server.request("/v1/embed", b"no image")
+    server.request("/some/path/of/a/stranger")
+    with connected(server) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        text = received(connection).decode()
+    for line in (
+        'grpo_rm_requests_total{method="POST",route="/v1/embed",status="200"} ',
+        'grpo_rm_requests_total{method="POST",route="/v1/embed",status="400"} ',
+        'grpo_rm_requests_total{method="other",route="other",status="404"} ',
+        'grpo_rm_request_seconds_bucket{le="0.1",route="/v1/embed"} ',
+        "grpo_rm_batch_images_count ",
+        "grpo_rm_pending_images 0.0",
+        'grpo_rm_model_info{data_hash="0123456789abcdef0123456789abcdef.dir",',
+        "grpo_rm_follow_error 0.0",
+        'grpo_rm_reloads_total{outcome="live"} 0.0',
+        "process_resident_memory_bytes ",
+    ):
+        assert line in text, line
+    assert "stranger" not in text
+
+
+@pytest.fixture
+def keys(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(f"# the first\n{KEY}  # of the nightly job\n")
+    return path
+
+
+def test_api_keys(tmp_path, keys):
+    onnx = write_onnx(tmp_path / "tiny.onnx")
+
+    def status(route, **headers):
+        return server.request(route, RED if route.startswith("/v") else None, headers).status
+
+    with serving(onnx, tmp_path, GRPO_RM_API_KEYS_FILE=str(keys)) as server:
+        assert status("/v1/embed") == status("/metrics") == status("/openapi.json") == 401
+        assert status("/v1/embed", Authorization=f"Bearer {KEY}x") == status("/v1/embed", Authorization=KEY) == 401
+        assert status("/v1/embed", **{"X-API-Key": ""}) == status("/v1/embed", **{"X-API-Key": "ä"}) == 401
+        assert status("/v1/embed", Authorization=f"Bearer {KEY}") == status("/v1/embed", **{"X-API-Key": KEY}) == 200
+        assert status("/healthz") == status("/readyz") == 200
+        answer = server.request("/v1/embed", RED)
+        assert "no valid API key" in answer.content["detail"] and answer.headers["www-authenticate"] == "Bearer"
+        assert status("/v1/embed", **{"X-API-Key": OTHER}) == 401
+        keys.write_text(f"{KEY}\n{OTHER}\n")
+        assert status("/v1/embed", **{"X-API-Key": OTHER}) == status("/v1/embed", **{"X-API-Key": KEY}) == 200
+        keys.write_text(f"{OTHER}\n")
+        assert status("/v1/embed", **{"X-API-Key": KEY}) == 401
+        keys.write_text("\n")
+        assert status("/v1/embed", **{"X-API-Key": OTHER}) == 200, "a mistake locks nobody out"
+        assert "the API keys stay as they are" in server.log.read_text()
+        keys.unlink()
+        assert status("/v1/embed", **{"X-API-Key": OTHER}) == 200
+        assert KEY not in server.log.read_text() and OTHER not in server.log.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", "short\n"])
+def test_keys_that_cannot_be_used(keys, text):
+    keys.write_text(text)
+    with pytest.raises(ValueError, match="expected at least one, each of 16 characters or more"):
+        ApiKeys(keys)
