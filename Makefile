@@ -63,7 +63,7 @@ $(UV):
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action ignore --target .uv uv==$(UV_VERSION)
 
 $(READY): requirements.lock pyproject.toml | $(UV)
-	@echo "setting up $(VENV) (once; some GB)"
+	@echo "$(if $(wildcard $(READY)),updating $(VENV) to requirements.lock,setting up $(VENV) (once; some GB))"
 	@test -x $(VENV)/bin/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
 	@$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes --compile-bytecode requirements.lock
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .

@@ -17,10 +17,9 @@ WRITTEN = "written.yaml"  # the parameters as a run has set them
 GIT_SECONDS, DVC_SECONDS = 600.0, 86_400.0  # a remote that hangs must not hold the clone for ever
 LOCK, SNAPSHOT = ".dvc/tmp/run.lock", ".dvc/tmp/run"
 AUTHOR = {  # where git knows none
-    "GIT_AUTHOR_NAME": "grpo-rm",
-    "GIT_AUTHOR_EMAIL": "grpo-rm@localhost",
-    "GIT_COMMITTER_NAME": "grpo-rm",
-    "GIT_COMMITTER_EMAIL": "grpo-rm@localhost",
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "grpo-rm"), ("EMAIL", "grpo-rm@localhost"))
 }
 
 
@@ -90,7 +89,8 @@ class Snapshot:
         """Set parameters in params.yaml, and keep its comments.
 
         Args:
-            values: By their dotted names, such as {"finetune.epochs": 2}.
+            values: By their dotted names, {"finetune.epochs": 2}, or nested, {"finetune": {"epochs": 2}}; what is not
+                named stays. A list is replaced.
 
         Raises:
             ValueError: There is no such parameter, or it cannot have this value. The file is as it was.
@@ -98,15 +98,19 @@ class Snapshot:
         from dvc.utils.serialize import modify_yaml
 
         from grpo_rm.config import load_config
+        from pipelines.tracking.runs import flatten
 
         if not values:
             return
         written = self.directory / WRITTEN
         shutil.copy2(self.root / PARAMS, written)
         with modify_yaml(written) as content:
-            for name, value in values.items():
+            for name, value in flatten(values).items():
                 _set(content, name, value)
-        load_config(written)
+        try:
+            load_config(written)
+        except ValueError as error:  # a person knows nothing of the copy
+            raise ValueError(str(error).replace(str(written), f"{PARAMS} with `params`", 1)) from None
         shutil.copy2(written, self.root / PARAMS)
 
     def restore(self) -> None:
@@ -166,7 +170,7 @@ def all_or_nothing(root: Path, owner: str, *, on_failure: Callable[[], None]) ->
 def uncommitted(root: Path) -> list[str]:
     """Return the tracked files that differ from the last commit, other than dvc.lock."""
     status = _git(root, "status", "--porcelain", "--untracked-files=no", "--no-renames")
-    return sorted(line[3:] for line in status.splitlines() if line[3:] != "dvc.lock")
+    return sorted(line[3:] for line in status.splitlines() if line[3:] != LOCK_FILE)
 
 
 def commit(root: Path, message: str) -> str | None:
@@ -179,7 +183,7 @@ def commit(root: Path, message: str) -> str | None:
     _git(root, "add", "--intent-to-add", "--", *names)
     if not _git(root, "status", "--porcelain", "--untracked-files=no", "--", *names):
         return None
-    _git(root, "commit", "--quiet", "--message", message, "--only", "--", *names)
+    _git(root, "commit", "--quiet", "--message", message, "--only", "--", *names, environment=_author(root))
     return _git(root, "rev-parse", "HEAD")
 
 
@@ -187,6 +191,7 @@ def pull(root: Path) -> None:
     """Take the newest commits of the upstream branch, and the data that they name from the DVC remote.
 
     Raises:
+        ValueError: Both sides changed the same lines; the clone is as it was.
         OSError: git or DVC could not; the message is theirs.
     """
     if has_upstream(root):
@@ -200,6 +205,7 @@ def push(root: Path) -> None:
     """Send data and outputs to the DVC remote, then the commits to the upstream branch; where there is one.
 
     Raises:
+        ValueError: Both sides changed the same lines; the clone is as it was.
         OSError: git or DVC could not; the message is theirs.
     """
     if has_remote(root):
@@ -210,12 +216,31 @@ def push(root: Path) -> None:
 
 
 def _rebase(root: Path) -> None:
+    """Put our commits, and what is not committed, on top of those of the upstream branch, or leave all as it was.
+
+    Raises:
+        ValueError: Both sides changed the same lines.
+        OSError: git could not; the message is its own.
+    """
+    head, author = _git(root, "rev-parse", "HEAD"), _author(root)
     try:
-        _git(root, "pull", "--quiet", "--rebase", "--autostash")
-    except OSError:
+        _git(root, "pull", "--quiet", "--rebase", "--autostash", environment=author)
+    except OSError as error:
+        conflict = _conflict(root, "git pull --rebase")
         with contextlib.suppress(OSError):
-            _git(root, "rebase", "--abort")
-        raise
+            _git(root, "rebase", "--abort", environment=author)
+        raise (conflict or error) from None
+    if conflict := _conflict(root, "git stash; git pull --rebase; git stash pop"):
+        _git(root, "reset", "--quiet", "--hard", head)  # git reports success: what was not committed is on its stash
+        _git(root, "stash", "pop", "--quiet", environment=author)
+        raise conflict
+
+
+def _conflict(root: Path, command: str) -> ValueError | None:
+    names = ", ".join(_git(root, "diff", "--name-only", "--diff-filter=U").splitlines())
+    advice = f"in {root}, `{command}`; of {LOCK_FILE} take either side, then `dvc repro`"
+    error = ValueError(f"{names}: changed here and upstream; nothing is merged yet, a person has to: {advice}")
+    return error if names else None
 
 
 def upstream_data(root: Path) -> list[str]:
@@ -247,9 +272,14 @@ def has_upstream(root: Path) -> bool:
         return False
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _author(root: Path) -> Mapping[str, str]:
+    """Return the environment in which git can commit: ours where the user has told it no name."""
     known = subprocess.run(["git", "config", "user.email"], cwd=root, capture_output=True, check=False)
-    return _run(root, "git", *arguments, seconds=GIT_SECONDS, environment={} if known.returncode == 0 else AUTHOR)
+    return {} if known.returncode == 0 else AUTHOR
+
+
+def _git(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    return _run(root, "git", *arguments, seconds=GIT_SECONDS, environment=environment)
 
 
 def _dvc(root: Path, *arguments: str) -> str:

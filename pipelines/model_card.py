@@ -43,7 +43,7 @@ def describe_version(gate: Mapping[str, Any], models: Models, tags: Mapping[str,
     """
     lines = [f"- {'passed' if c['has_passed'] else '**failed**'}: {c['reason']}" for c in gate["clauses"]]
     verdict = "\n".join([f"Gate {'passed' if gate['has_passed'] else 'failed'}.", "", *lines])
-    return f"{verdict}\n\n{_table(models)}\n\n{_origin(tags)}"
+    return f"{verdict}\n\n{_table(models)}\n\n{describe_origin(tags)}"
 
 
 def _table(models: Models) -> str:
@@ -53,7 +53,8 @@ def _table(models: Models) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _origin(tags: Mapping[str, str]) -> str:
+def describe_origin(tags: Mapping[str, str]) -> str:
+    """Return the commit and the data that a version was made from, and the command that brings all of it back."""
     changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
     commit, data = tags.get("git.commit", "unknown"), tags.get("dvc.data", "unknown")
     made = f"Made at commit `{commit}`{changed}, from data `{data}`."

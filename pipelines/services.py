@@ -5,6 +5,7 @@ A server that MLFLOW_TRACKING_URI or PREFECT_API_URL names is used, and none is 
 
 import argparse
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ POOL = "grpo-rm"
 HOME = ROOT / ".prefect"  # logs, and Prefect's database
 # kept in memory, the default, the slot of a run would never be free again after the server has been restarted
 LEASES_ON_DISK = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+WORKER_LOCK = ".dvc/tmp/worker.lock"  # beside that of a run
 START_SECONDS = 120.0  # a first start creates its database
 STOP_SECONDS = 90.0  # a worker lets a training write its checkpoint
 
@@ -232,15 +234,49 @@ def main() -> None:
             deploy()
             with running([worker()]) as workers:
                 until_stopped([*servers, *workers])
+            put_back()
 
 
 def start_worker(options: Sequence[str]) -> None:
-    """Start a dead run of this clone again, and become Prefect's worker, with more options of it."""
+    """Start a dead run of this clone again, and become Prefect's worker, with more options of it.
+
+    Raises:
+        ValueError: The clone has a worker.
+    """
     from pipelines.flow.recovery import restart_dead_run
 
+    claim(ROOT / WORKER_LOCK)
     restart_dead_run()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", *options]
     os.execv(sys.executable, command)
+
+
+def put_back() -> None:
+    """Put the clone back where the end of the worker has cut a run off; the next worker starts that run again."""
+    from pipelines.clone import Snapshot
+
+    if Snapshot(ROOT).left_by():
+        from pipelines.flow.recovery import restart_dead_run
+
+        restart_dead_run()
+
+
+def claim(path: Path) -> None:
+    """Lock a file for this process and what it becomes, but not for those it starts, until it ends, killed or not.
+
+    Raises:
+        ValueError: A worker has locked it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = path.read_text(encoding="utf-8") or "unknown"
+        raise ValueError(f"{ROOT} has a worker already, process {pid}: let it work, or end it first") from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    os.set_inheritable(descriptor, True)  # the worker keeps it; Python closes it in the processes of flow runs
 
 
 if __name__ == "__main__":

@@ -100,8 +100,8 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
     model = options.model or os.environ.get("GRPO_RM_MODEL")
     if not model:
         raise ValueError("no model: name one with --model or GRPO_RM_MODEL, such as models:/grpo-rm-digits@champion")
-    index = options.index or os.environ.get("GRPO_RM_INDEX")
     keys = os.environ.get("GRPO_RM_API_KEYS_FILE")
+    index = options.index or os.environ.get("GRPO_RM_INDEX")
     return Settings(
         model=model,
         host=options.host or os.environ.get("GRPO_RM_HOST") or "127.0.0.1",

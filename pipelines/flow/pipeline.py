@@ -1,5 +1,7 @@
 """The flow `pipeline`: what `dvc repro` does, on a schedule, watched, all or nothing."""
 
+import json
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -15,6 +17,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from grpo_rm.config import load_config
 from pipelines import clone, dag
 from pipelines.flow.artifacts import read_report, show_failed_validation, show_results
+from pipelines.flow.failures import fail_in_words, run_here
+from pipelines.flow.origin import name_commit
 from pipelines.flow.recovery import outlive_worker, recover
 from pipelines.flow.stages import OUTAGE_DELAYS, run_stages
 from pipelines.lineage import ROOT
@@ -22,9 +26,10 @@ from pipelines.promote import describe
 from pipelines.promote import promote as promote_version
 from pipelines.tracking.aliases import CHAMPION, PROMOTED, aliases_of
 from pipelines.tracking.registry import tags_of
-from pipelines.tracking.runs import PARENT_RUN_VARIABLE, end_parent_run, open_parent_run, run_url
+from pipelines.tracking.runs import PARENT_RUN_VARIABLE, end_parent_run, flatten, open_parent_run, run_url
 
 THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=8))
+SUBJECT_LENGTH = 72  # characters, of a commit
 
 
 @flow(name="pipeline", task_runner=THREADS, persist_result=False)
@@ -39,8 +44,9 @@ def pipeline(
     """Rebuild what changed, all or nothing, and commit dvc.lock.
 
     Args:
-        params: Parameters to set in params.yaml, by dotted name: {"finetune.epochs": 2}. They are committed with the
-            result; when the run fails, params.yaml is as before.
+        params: Parameters to set in params.yaml, by dotted name, {"finetune.epochs": 2}, or nested,
+            {"finetune": {"epochs": 2}}. They are committed with the result; where the run fails, params.yaml is as
+            before.
         force: Stages to run even if nothing changed.
         target: Stop after this stage. Default: all stages.
         promote: Make the new version champion if it passed the gate.
@@ -48,6 +54,7 @@ def pipeline(
         push: At the end send data to the DVC remote and the commit upstream, where there are such.
     """
     outlive_worker()
+    fail_in_words()
     logger = get_run_logger()
     me = f"flow run {runtime.flow_run.name} ({runtime.flow_run.id})"
     try:
@@ -62,15 +69,17 @@ def pipeline(
             ):
                 snapshot.override(params or {})
                 outcomes = run_stale_stages(force or [], target, open_parent)
-                message = describe_outcomes(outcomes)
+                message, commit = describe_outcomes(outcomes), None
                 if edited:  # said every time: it goes on until a person acts
                     message += f"; dvc.lock is NOT committed, because these files are not: {', '.join(edited)}"
-                elif commit := clone.commit(ROOT, f"Pipeline {message}\n\nStarted by {me}"):
+                elif commit := clone.commit(ROOT, commit_message(message, params or {}, me)):
                     message += f"; committed {commit[:9]}"
             if promote and "register" in outcomes.get("ran", []):
                 promote_candidate(me)
             if push:
                 push_changes()
+            if commit and "register" in outcomes.get("ran", []):
+                name_commit_of_version(commit, return_state=True)  # else it names the one before it
         return Completed(message=message)
     except (ValueError, OSError) as error:  # its message says what to do; a traceback would only hide it
         return Failed(message=str(error))
@@ -117,6 +126,24 @@ def describe_outcomes(outcomes: dict[str, list[str]]) -> str:
     return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in sorted(outcomes.items(), reverse=True))
 
 
+def commit_message(outcome: str, params: dict[str, Any], me: str) -> str:
+    """Return what git says of a run: the parameters it was given, in short and in full, and what came out."""
+    if not params:
+        return f"Pipeline {outcome}\n\nStarted by {me}"
+    values = {name: json.dumps(value) for name, value in flatten(params).items()}
+    names = textwrap.shorten(", ".join(values), SUBJECT_LENGTH - len("Pipeline with "), placeholder=" ...")
+    listed = "\n".join(f"{name}: {value}" for name, value in values.items())
+    return f"Pipeline with {names}\n\nPipeline {outcome}\n\n{listed}\n\nStarted by {me}"
+
+
+def is_outage(task: object, run: object, state: State[Any]) -> bool:  # noqa: ARG001 (Prefect calls it so)
+    """Whether what a task raised may pass: that of a disk, a network or a server, and no mistake of a person."""
+    return isinstance(state.data, OSError)
+
+
+RETRIED: dict[str, Any] = {"retries": 3, "retry_delay_seconds": OUTAGE_DELAYS, "retry_condition_fn": is_outage}
+
+
 @contextmanager
 def parent_run(me: str, params: dict[str, Any]) -> Iterator[Callable[[], str]]:
     """Yield what opens the MLflow run that the stages' runs are children of; end it, if it was opened."""
@@ -138,7 +165,7 @@ def parent_run(me: str, params: dict[str, Any]) -> Iterator[Callable[[], str]]:
             end_parent_run(run_id, status)
 
 
-@task(task_run_name="open the MLflow run", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
+@task(task_run_name="open the MLflow run", cache_policy=NO_CACHE, **RETRIED)
 def open_tracking_run(me: str, params: dict[str, Any]) -> str:
     """Open the parent run; return its id."""
     tags = {
@@ -149,16 +176,24 @@ def open_tracking_run(me: str, params: dict[str, Any]) -> str:
     return open_parent_run("pipeline", load_config(ROOT / "params.yaml").tracking, tags, params)
 
 
-@task(task_run_name="pull", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
+@task(task_run_name="pull", cache_policy=NO_CACHE, **RETRIED)
 def pull_changes() -> None:
     """Take commits and data from where they are shared."""
     clone.pull(ROOT)
 
 
-@task(task_run_name="push", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=OUTAGE_DELAYS)
+@task(task_run_name="push", cache_policy=NO_CACHE, **RETRIED)
 def push_changes() -> None:
     """Send data and commits to where they are shared."""
     clone.push(ROOT)
+
+
+@task(task_run_name="name the commit", cache_policy=NO_CACHE, **RETRIED)
+def name_commit_of_version(commit: str) -> None:
+    """Have the version just registered name the commit that has its parameters and dvc.lock."""
+    registration = read_report("registration")
+    assert registration is not None
+    name_commit(registration["name"], registration["version"], commit)
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
@@ -175,4 +210,4 @@ def promote_candidate(me: str) -> State[Any]:
 
 
 if __name__ == "__main__":
-    pipeline()
+    run_here(pipeline)

@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 from prefect.variables import Variable
 
 from pipelines import changes, clone
+from pipelines.flow.failures import fail_in_words, run_here
 from pipelines.lineage import ROOT
 from pipelines.tracking.aliases import all_aliases
 from pipelines.tracking.registry import contact
@@ -29,6 +30,7 @@ def watch() -> State[Any]:
     Events: `grpo-rm.data.changed` of `grpo-rm.data.<source>`, and `grpo-rm.alias.changed` of `grpo-rm.model.<name>`.
     What is seen for the first time is remembered without an event.
     """
+    fail_in_words()
     if not clone.is_free(ROOT):
         return Completed(message="a run works in the clone: looked at nothing")
     try:
@@ -65,4 +67,4 @@ def _alias_events(aliases: dict[str, dict[str, str]], seen: dict[str, Any]) -> I
 
 
 if __name__ == "__main__":
-    watch()
+    run_here(watch)

@@ -4,9 +4,11 @@ The alias is the truth, wherever it was moved. What this project did is history 
 
 - `last.challenger` and `last.champion` of the registered model: the version where the alias was last put, or seen.
   Where the alias is elsewhere now, or nowhere, a person moved it, in the MLflow UI or through the API.
-- `promotion.at`, `.by`, `.reason`, `.forced`, `.replaced` of a version: how it became champion, the last time.
+- `promotion.at`, `.by`, `.reason`, `.forced`, `.replaced` of a version: how it became champion, the last time; earlier
+  times in one line each: `promotion.1` is the first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -81,6 +83,21 @@ def _record(name: str, version: str, *, replaced: str | None, by: str, reason: s
         "promotion.replaced": replaced or "none",
     }
     client = use_tracking_store()
-    for key, value in tags.items():
+    before = client.get_model_version(name, version).tags
+    if PROMOTED in before:
+        tags[f"promotion.{_next_number(before)}"] = _in_words(before)
+    for key, value in sorted(tags.items()):  # history first: an interruption loses nothing of it
         client.set_model_version_tag(name, version, key, value)
     client.set_registered_model_tag(name, f"last.{CHAMPION}", version)
+
+
+def _next_number(tags: Mapping[str, str]) -> int:
+    numbers = [key.removeprefix("promotion.") for key in tags]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _in_words(tags: Mapping[str, str]) -> str:
+    """Return one line of the tags of a promotion."""
+    by, replaced, reason = (tags.get(f"promotion.{key}", "unknown") for key in ("by", "replaced", "reason"))
+    how = "forced " if tags.get("promotion.forced") == "true" else ""
+    return f"{tags[PROMOTED]}: {how}by {by}, in the place of version {replaced}: {reason}"

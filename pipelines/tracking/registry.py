@@ -107,8 +107,21 @@ def describe_version(name: str, version: str, *, description: str, gate_tags: Ma
     for key in present.tags:
         if key.partition(".")[0] == "gate" and key not in gate_tags:
             client.delete_model_version_tag(name, version, key)
-    for key, value in gate_tags.items():
+    change_tags(name, version, gate_tags)
+
+
+def change_tags(name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version that exists."""
+    client = use_tracking_store()
+    for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
+
+
+def change_description(name: str, version: str, before: str, after: str) -> None:
+    """Put a text in the place of another in the description of a version."""
+    client = use_tracking_store()
+    present = client.get_model_version(name, version).description or ""
+    client.update_model_version(name, version, present.replace(before, after)[:MAX_DESCRIPTION])
 
 
 def keep_own_text(description: str, present: str) -> str:

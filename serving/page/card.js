@@ -36,10 +36,20 @@ export async function showPreview(card, file, live) {
 }
 
 /** Ask the model, trying again when the server says so. Throws a Refusal. */
-export async function askModel(card, file, maxBytes) {
+export async function askModel(card, file, maxBytes, task) {
   begin(card);
   await check(file, maxBytes);
+  if (task === "segmentation") return askDenseModel(card, file);
   return (await askPatiently(card, `v1/classify?top_k=${ASKED}`, file)).json();
+}
+
+/** Lay the mask over the preview, and return the shares of the classes where a classifier has probabilities. */
+async function askDenseModel(card, file) {
+  const { model, masks } = await (await askPatiently(card, "v1/segment", file)).json();
+  const mask = card.querySelector(".mask");
+  mask.src = `data:image/png;base64,${masks[0].png}`;
+  mask.hidden = false;
+  return { model, predictions: [{ classes: masks[0].classes.map(({ name, share }) => ({ name, probability: share })) }] };
 }
 
 /** Fill the classes of a card. */

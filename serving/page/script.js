@@ -87,7 +87,7 @@ async function present({ file, card }) {
   if (!card.isConnected) return; // removed while it waited
   await showPreview(card, file, ready.model);
   try {
-    const answer = await askModel(card, file, ready.limits?.body_bytes);
+    const answer = await askModel(card, file, ready.limits?.body_bytes, ready.model?.task);
     if (!isLive(answer.model)) {
       await readModel();
       await showPreview(card, file, ready.model);

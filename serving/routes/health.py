@@ -37,6 +37,8 @@ async def readyz(request: Request) -> JSONResponse:
             "model_sha256": model.onnx.model_sha256,
             "loaded_at": model.loaded_at.isoformat(timespec="seconds"),
             "warnings": list(model.warnings),
+            "task": model.onnx.task,
+            "provider": model.onnx.provider,
             "num_classes": len(model.onnx.classes),
             "preprocessing": model.onnx.preprocessing,
         }

@@ -204,12 +204,20 @@ def test_parameters_keep_their_comments(root):
     after = (root / "params.yaml").read_text()
     assert yaml.safe_load(after)["evaluate"]["knn_k"] == [5]
     assert after.count("#") == before.count("#")
-    with pytest.raises(ValueError, match=r"finetune.epoch: unknown key; did you mean epochs\?"):
+    expected = yaml.safe_load(after)
+    expected["finetune"] |= {"epochs": 3, "batch_size": 16}
+    expected["evaluate"]["knn_k"] = [1, 3]
+    override(root, {"finetune": {"epochs": 3}, "evaluate": {"knn_k": [1, 3]}, "finetune.batch_size": 16})
+    assert yaml.safe_load((root / "params.yaml").read_text()) == expected
+    after = (root / "params.yaml").read_text()
+    assert after.count("#") == before.count("#")
+    message = r"^params.yaml with `params` has 1 mistake\(s\):\n  finetune.epoch: unknown key; did you mean epochs\?$"
+    with pytest.raises(ValueError, match=message):
         override(root, {"finetune.epoch": 2})
     with pytest.raises(ValueError, match="got 0"):
         override(root, {"finetune.epochs": 0})
     with pytest.raises(ValueError, match=r"seed.x.y: seed is a value, expected a block"):
-        override(root, {"seed.x.y": 0})
+        override(root, {"seed": {"x": {"y": 0}}})
     assert (root / "params.yaml").read_text() == after
 
 
@@ -246,6 +254,16 @@ def test_a_commit_holds_nothing_of_the_user(root):
     commit = clone.commit(root, "two epochs")
     assert git(root, "show", "--name-only", "--format=", commit).split() == ["params.yaml"]
     assert git(root, "status", "--porcelain").split() == ["A", "mine.txt"]
+
+
+def test_a_commit_where_git_knows_no_name(root, monkeypatch):
+    for name in ("user.name", "user.email"):
+        git(root, "config", "--unset", name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    override(root, {"finetune.epochs": 2})
+    assert clone.commit(root, "two epochs")
+    assert git(root, "log", "-1", "--format=%an <%ae>") == "grpo-rm <grpo-rm@localhost>\n"
 
 
 def test_what_is_pushed_can_be_pulled(root, tmp_path):
@@ -295,3 +313,21 @@ def test_an_upstream_that_is_gone(root):
     override(root, {"data.source": "folder:data/raw/images"})
     with pytest.raises(OSError, match="`git fetch --quiet` failed"):
         data_version(root)
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_conflict_is_for_a_person_to_solve(root, tmp_path, is_committed):
+    """The clone is as it was; what was not committed, too."""
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "upstream.git"), str(other))
+    for clone_of_it, epochs in ((other, 3), (root, 4)):
+        override(clone_of_it, {"finetune.epochs": epochs})
+        if is_committed or clone_of_it == other:
+            clone.commit(clone_of_it, f"{epochs} epochs")
+    git(other, "push", "--quiet")
+    (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text() + "# a remark\n")
+    before = git(root, "rev-parse", "HEAD"), git(root, "diff", "HEAD"), git(root, "status", "--porcelain")
+    with pytest.raises(ValueError, match=r"^params.yaml: changed here and upstream; .*`.*git pull --rebase"):
+        clone.pull(root)
+    assert (git(root, "rev-parse", "HEAD"), git(root, "diff", "HEAD"), git(root, "status", "--porcelain")) == before
+    assert git(root, "stash", "list") == ""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_promotion_and_rollback(client):
     result = register_candidate(auto=True)  # version 2 again
     assert (result["version"], points_to(client)) == ("2", "1")
     assert "was champion before and was taken down" in result["promotion"]
+
+    promote("2", by="bob", reason="better after all")
+    promote("1", by="cy")
+    promote("2", by="bob", reason="sure now")
+    tags = client.get_model_version(NAME, "2").tags
+    assert (tags["promotion.by"], tags["promotion.reason"]) == ("bob", "sure now")
+    earlier = [tags[f"promotion.{number}"].partition("+00:00: ")[2] for number in (1, 2)]
+    assert earlier == [
+        "by ada, in the place of version 1: ready",
+        "by bob, in the place of version 1: better after all",
+    ]
+    assert "promotion.3" not in tags
 
 
 def test_a_failed_gate_takes_force_and_a_reason(client, monkeypatch, capsys):
@@ -336,3 +349,36 @@ def test_the_alias_is_the_truth_and_the_tags_are_history(client):
     client.set_registered_model_alias(NAME, "champion", "2")
     assert aliases.find_alias(NAME, "champion") == aliases.Alias("2", "1")
     assert aliases.find_alias(NAME, "champion").was_moved
+
+
+def test_a_version_names_the_commit_that_came_after_it(client, monkeypatch):
+    from pipelines.flow import origin
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(*files: str) -> str:
+        git("add", *files)
+        git("commit", "--quiet", "--message", "x")
+        return git("rev-parse", "HEAD")
+
+    monkeypatch.setattr(origin, "ROOT", Path())
+    git("init", "--quiet")
+    parent = commit("dvc.lock")
+    for key, value in {"git.commit": parent, "git.dirty": "true"}.items():
+        client.set_model_version_tag(NAME, "2", key, value)
+    register_candidate()  # which describes version 2 anew
+    assert f"commit `{parent}` with uncommitted changes" in client.get_model_version(NAME, "2").description
+
+    after = commit("params.yaml")
+    assert not origin.name_commit(NAME, "2", parent)  # it is not the newest: others' commits came between
+    assert not origin.name_commit(NAME, "1", after)  # made at another commit
+    assert origin.name_commit(NAME, "2", after)
+    version = client.get_model_version(NAME, "2")
+    assert (version.tags["git.commit"], version.tags["git.dirty"]) == (after, "false")
+    assert f"Made at commit `{after}`, from data" in version.description
+
+    client.set_model_version_tag(NAME, "1", "git.commit", parent)
+    client.set_model_version_tag(NAME, "1", "dvc.lock", "of other parameters")
+    assert not origin.name_commit(NAME, "1", after)

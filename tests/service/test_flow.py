@@ -1,5 +1,6 @@
 """The flows on a real Prefect server, run by a real worker in a clone of its own."""
 
+import ast
 import contextlib
 import datetime
 import json
@@ -136,6 +137,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
         "evaluate": "Ran",
         "export": "Ran",
         "register": "Ran",
+        "name the commit": "Completed",
     }
     artifacts = prefect.artifacts(run)
     assert {"metrics", "gate", "report", "mlflow-run", "finetune-grpo-rm", "finetune-cross-entropy"} <= set(artifacts)
@@ -144,7 +146,15 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     assert "committed" in state["message"]
     assert clean.succeed("git", "status", "--porcelain") == ""
     assert "epochs: 4" in clean.succeed("git", "show", "HEAD:params.yaml")
+    assert clean.succeed("git", "log", "-1", "--format=%s") == "Pipeline with finetune.epochs\n"
     assert clean.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
+    version = json.loads((clean.root / "reports/registration.json").read_text())
+    show = (
+        f"from pipelines.tracking import registry; print(registry.tags_of({version['name']!r}, {version['version']!r}))"
+    )
+    tags = ast.literal_eval(clean.succeed("python", "-c", show))
+    assert tags["git.commit"] == clean.succeed("git", "rev-parse", "HEAD").strip()
+    assert tags["git.dirty"] == "false"
 
 
 def test_data_that_fails_validation(clean, prefect: PrefectApi):
@@ -159,6 +169,7 @@ def test_data_that_fails_validation(clean, prefect: PrefectApi):
     assert state["type"] == "FAILED"
     assert "validate: the data failed critical expectations" in state["message"]
     assert prefect.task_states(run)["validate"] == "Failed"
+    assert not any("Traceback" in line for line in prefect.log(run))
     rows = json.loads(prefect.artifacts(run)["validation"]["data"])
     assert any("cat/broken.png" in row["examples"] and row["fix"] for row in rows)
     assert clean.succeed("git", "status", "--porcelain") == ""
@@ -173,9 +184,11 @@ def test_data_that_fails_validation(clean, prefect: PrefectApi):
     ],
 )
 def test_a_mistake_in_the_parameters(clean, prefect: PrefectApi, parameters, message):
-    state = prefect.wait(prefect.start("pipeline/on-demand", **parameters))
+    run = prefect.start("pipeline/on-demand", **parameters)
+    state = prefect.wait(run)
     assert state["type"] == "FAILED"
     assert message in state["message"]
+    assert not any("Traceback" in line for line in prefect.log(run))
     assert clean.succeed("git", "status", "--porcelain") == ""
 
 
@@ -260,9 +273,9 @@ def test_new_data_starts_a_run(clean, prefect: PrefectApi):
 
 
 def test_promotion_by_a_flow(clean, prefect: PrefectApi):
-    runs = [prefect.start("promote/promote", **parameters) for parameters in ({}, {"version": "99"})]
-    already, unknown = (prefect.wait(run) for run in runs)
-    assert (already["type"], unknown["type"]) == ("COMPLETED", "FAILED")
+    runs = [prefect.start("promote/promote", **parameters) for parameters in ({}, {"version": "1"}, {"version": 99})]
+    already, first, unknown = (prefect.wait(run) for run in runs)
+    assert (already["type"], first["type"], unknown["type"]) == ("COMPLETED", "COMPLETED", "FAILED")
     assert "already is the champion" in already["message"]
     assert "has no version 99" in unknown["message"]
     assert clean.succeed("git", "status", "--porcelain") == ""

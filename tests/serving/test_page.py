@@ -229,3 +229,14 @@ def test_no_model_yet(browser, tmp_path):
         browser.open(server.url)
         browser.wait_for(f"{text('#notices')}.startsWith('No model is loaded yet: there is no MLflow store')")
         assert browser.run(text("[data-field=name]")) == "none yet"
+
+
+def test_a_dense_model_shows_its_mask(browser, tmp_path):
+    with serving(write_onnx(tmp_path / "dense.onnx", is_dense=True), tmp_path) as server:
+        browser.open(server.url)
+        browser.wait_for(f"{text('[data-field=name]')} === 'dense.onnx'")
+        browser.drop(write(tmp_path / "blue.png", picture((0, 0, 255))))
+        browser.wait_for(finished(1))
+        assert browser.run(all_text(".card .name")) == ["owl"] and browser.run(text(".card .share")) == "100.0 %"
+        assert browser.run("document.querySelector('.mask').naturalWidth") == 8
+        assert browser.run("getComputedStyle(document.querySelector('.mask')).display") == "block"

@@ -153,7 +153,8 @@ def test_health(server):
 
 def test_openapi(server):
     paths = server.request("/openapi.json").content["paths"]
-    assert {"/healthz", "/readyz", "/metrics", "/v1/classify", "/v1/embed", "/v1/segment", "/v1/similar"} <= set(paths)
+    routes = {"/healthz", "/readyz", "/metrics", "/v1/classify", "/v1/embed", "/v1/segment", "/v1/similar"}
+    assert routes <= set(paths)
     assert "image/*" in paths["/v1/classify"]["post"]["requestBody"]["content"]
 
 
