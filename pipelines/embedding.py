@@ -32,6 +32,7 @@ from pipelines.tables import write_csv
 from serving.deployment import ONNX, LiveModel, load_file, load_version
 from serving.follower import parse_alias
 from serving.preprocessing import ImageError, Pixels, decode, evaluation_view
+from serving.processors import count_processors
 from serving.registry import open_registry
 
 BATCH_SIZE = 32
@@ -82,9 +83,7 @@ def open_encoder(model: str) -> Encoder:
             onnx_sha256 = sha256(Path(directory) / ONNX)
     for warning in live.warnings:
         print(f"warning: {live.name} version {live.version}: {warning}", file=sys.stderr)
-    size, channels = live.onnx.preprocessing["image_size"], live.onnx.preprocessing["channels"]
-    black = live.onnx.run(np.zeros((1, size, size, channels), np.uint8))
-    return Encoder(live, onnx_sha256, black.embedding.shape[1])
+    return Encoder(live, onnx_sha256, live.onnx.shapes["embedding"][0])
 
 
 def schema(dimension: int) -> pa.Schema:
@@ -207,7 +206,7 @@ def _shrink(image: Image.Image) -> Image.Image:
 
 def _decoded_batches(files: Iterator[ImageFile], decoder: _Decoder) -> Generator[list[_Decoded], None, None]:
     """Decode batches in threads, in order, some ahead of what is asked for: memory holds no more than these."""
-    threads = os.cpu_count() or 1
+    threads = count_processors()
     waiting: deque[Future[list[_Decoded]]] = deque()
     pool = ThreadPoolExecutor(threads, "decode")
     try:

@@ -1,7 +1,6 @@
 """Which index belongs to the live model: the one in memory, a newer one on disk, or none and why."""
 
 import logging
-import os
 import threading
 import weakref
 from pathlib import Path
@@ -10,6 +9,7 @@ import anyio
 
 from serving.deployment import LiveModel
 from serving.index import DESCRIPTION, Index, NoIndexError, directory_of, state_of
+from serving.processors import count_processors
 
 logger = logging.getLogger("serving")
 
@@ -29,7 +29,7 @@ class Indexes:
             model: As the server was told it, for the command that builds one.
         """
         self.directory, self.model = directory, model
-        self.limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self.limiter = anyio.CapacityLimiter(count_processors())
         self._loading = threading.Lock()
         self._latest: Index | None = None
         # by the model: the latest, and others as long as a request has them

@@ -49,12 +49,12 @@ async def similar(
     live, prediction = await predict_body(request)
     try:
         index = await anyio.to_thread.run_sync(indexes.find, live, limiter=indexes.limiter)
+        search = functools.partial(index.search, prediction.embedding, k=k, has_thumbnails=thumbnails)
+        found = await anyio.to_thread.run_sync(search, limiter=indexes.limiter)
     except NoIndexError as error:
         if indexes.directory is None:  # waiting does not help
             raise HTTPException(404, str(error), headers=live.headers()) from error
         raise HTTPException(503, str(error), headers={**live.headers(), "Retry-After": "60"}) from error
-    search = functools.partial(index.search, prediction.embedding, k=k, has_thumbnails=thumbnails)
-    found = await anyio.to_thread.run_sync(search, limiter=indexes.limiter)
     response.headers.update(live.headers())
     neighbors = [[_similar_image(neighbor) for neighbor in row] for row in found]
     return SimilarImages(model=Model(**describe(live)), neighbors=neighbors)

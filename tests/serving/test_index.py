@@ -23,6 +23,7 @@ from serving.index import Description, Index, NoIndexError
 from serving.indexes import Indexes
 from serving.model import OnnxModel
 
+BLACK = picture((0, 0, 0))
 DIRECTORY = "5" * 12  # of the tiny model
 
 
@@ -286,6 +287,14 @@ def test_similar_over_a_socket(built, images, onnx, tmp_path):
         for wrong in ("k=0", "k=101", "k=x", "thumbnails=5"):
             assert server.request(f"/v1/similar?{wrong}", query).status == 422
         assert server.request("/v1/similar", b"no image").status == 400
+        form = b"".join(
+            b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n%s\r\n' % file
+            for file in (query, BLACK)
+        )
+        answer = server.request(
+            "/v1/similar?k=1", form + b"--b--\r\n", {"Content-Type": "multipart/form-data; boundary=b"}
+        )
+        assert [neighbors[0]["similarity"] for neighbors in answer.content["neighbors"]] == pytest.approx([1, 0])
         assert "Traceback" not in server.log.read_text()
         assert server.end() == 0
 
