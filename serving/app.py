@@ -62,13 +62,27 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    _forget_frames(error)
     return error_response(request.url.path, error.status_code, error.detail, error.headers)
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:
+    _forget_frames(error)
     return error_response(request.url.path, 503, str(error), RETRY)
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     """Tell a stranger nothing; the traceback is in the log."""
     return error_response(request.url.path, 500, "internal error")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Free what the frames of a handled error hold, such as the body: they hold the error in turn, as does its future.
+
+    The garbage collector would come late: a refused body is one object to it, and 32 MB.
+    """
+    error.__traceback__ = None
+    causes = [cause for cause in (error.__cause__, error.__context__) if cause]
+    error.__cause__ = error.__context__ = None  # also where it is its own cause
+    for cause in causes:
+        _forget_frames(cause)

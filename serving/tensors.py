@@ -147,13 +147,15 @@ def _read_json(text: bytes) -> Json:
         raise TensorError(
             f"the JSON has more than {MAX_VALUES:,} values or {MAX_KEYS:,} keys: send binary data, or fewer images"
         )
+    is_collecting = gc.isenabled()
     gc.disable()  # searching a million new arrays for garbage takes five times as long as making them
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise TensorError(f"the JSON cannot be read: {error}") from error
     finally:
-        gc.enable()
+        if is_collecting:
+            gc.enable()
     if type(content) is not dict:
         raise TensorError(f"the JSON is {reprlib.repr(content)}, expected an object with inputs")
     return content
