@@ -6,7 +6,6 @@ ours, for clients that do not decode as the training did.
 """
 
 import base64
-import gc
 import math
 import reprlib
 import struct
@@ -19,12 +18,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from serving.bounded_json import parse_json
 from serving.model import INPUT, OUTPUTS, Prediction
 
 FILES = "files"
-# A parser makes an object of each value and lets no other thread run meanwhile: some 25 ms for a million numbers or
-# arrays, 400 ms for keys. MAX_VALUES is above one nested image of 518 x 518 x 3; more is for binary data.
-MAX_VALUES, MAX_KEYS = 1_250_000, 1_000
 KINDS: Mapping[type, str] = {
     dict: "an object",
     list: "an array",
@@ -142,20 +139,10 @@ def _prefixed(text: str) -> bytes:
 
 
 def _read_json(text: bytes) -> Json:
-    values = sum(map(text.count, (b",", b"[", b"{")))  # no fewer than there are
-    if values > MAX_VALUES or text.count(b":") > MAX_KEYS:
-        raise TensorError(
-            f"the JSON has more than {MAX_VALUES:,} values or {MAX_KEYS:,} keys: send binary data, or fewer images"
-        )
-    is_collecting = gc.isenabled()
-    gc.disable()  # searching a million new arrays for garbage takes five times as long as making them
     try:
-        content = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise TensorError(f"the JSON cannot be read: {error}") from error
-    finally:
-        if is_collecting:
-            gc.enable()
+        content = parse_json(text)
+    except ValueError as error:
+        raise TensorError(str(error)) from error
     if type(content) is not dict:
         raise TensorError(f"the JSON is {reprlib.repr(content)}, expected an object with inputs")
     return content

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from serving.tensors import MAX_KEYS, MAX_VALUES, Output, TensorError, decode_request
+from serving.bounded_json import MAX_KEYS, MAX_VALUES
+from serving.tensors import Output, TensorError, decode_request
 
 SHAPES = {"images": (2, 2, 1), "embedding": (3,), "logits": (5,)}
 PIXELS = {"name": "images", "datatype": "UINT8", "shape": [2, 2, 2, 1], "data": [0, 1, 2, 3, 4, 5, 6, 255]}
