@@ -58,3 +58,13 @@ def test_a_traceback_is_for_what_nobody_expected(raised, has_traceback):
         record = logger.makeRecord(logger.name, logging.ERROR, __file__, 1, "it failed", (), sys.exc_info())
     assert logger.filter(record)
     assert ("Traceback" in logging.Formatter().format(record)) == has_traceback
+
+
+def test_only_an_outage_is_tried_again():
+    from prefect.states import Failed
+
+    from pipelines.flow.pipeline import is_outage, pull_changes
+
+    assert pull_changes.retry_condition_fn is is_outage
+    assert is_outage(None, None, Failed(data=ConnectionError("no answer")))
+    assert not is_outage(None, None, Failed(data=ValueError("a conflict")))
