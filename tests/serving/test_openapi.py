@@ -13,6 +13,7 @@ EVERYTHING = ("--phases=examples,coverage,fuzzing,stateful", "--max-examples=200
 @pytest.mark.parametrize("scope", [("--phases=coverage",), pytest.param(EVERYTHING, marks=pytest.mark.slow)])
 def test_no_request_that_the_description_suggests_is_an_internal_error(tmp_path, scope):
     """Schemathesis makes valid and invalid requests of /openapi.json, also chains of them."""
+    (tmp_path / "schemathesis.toml").write_text('[parameters]\n"path.name" = "tiny.onnx"\n')
     with serving(write_onnx(tmp_path / "tiny.onnx"), tmp_path) as server:
         done = subprocess.run(
             [
