@@ -1,6 +1,7 @@
 """The application: its routes, what they share, what a request passes before them, and how it starts and ends."""
 
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
@@ -38,6 +39,8 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
         )
         if follower:
             follower.start()
+        gc.collect()
+        gc.freeze()  # the collector never looks at what was imported again
         yield
         if follower:
             follower.stop()
