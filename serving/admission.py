@@ -1,4 +1,7 @@
-"""A bound on what is under way: requests, bytes of their bodies, and time. Over it, clients are told to come back."""
+"""A bound on what is under way: requests, bytes of their bodies, and time. Over it, clients are told to come back.
+
+A request whose client hangs up ends at once: nothing is decoded or computed for nobody.
+"""
 
 import asyncio
 
@@ -56,10 +59,24 @@ class Admission:
             await send(message)
 
         timeout = asyncio.timeout(self.limits.seconds)
+        is_lost = False
+
+        def end() -> None:
+            nonlocal is_lost
+            is_lost = True
+            timeout.reschedule(0)
+
+        connection = scope["state"]["connection"]
         try:
             async with timeout:
-                await self.app(scope, counted_receive, noted_send)
+                connection.when_lost = end
+                try:
+                    await self.app(scope, counted_receive, noted_send)
+                finally:
+                    connection.when_lost = None
         except TimeoutError:
+            if is_lost:
+                return
             if is_answered or not timeout.expired():
                 raise
             await self._say_late(scope, receive, send, is_whole)

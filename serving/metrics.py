@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.deployment import Deployment
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+CLIENT_LEFT = 499  # without an answer; the number that nginx gives it
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -89,7 +90,7 @@ class Measured:
         """Pass on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), CLIENT_LEFT
 
         async def noted_send(message: Message) -> None:
             nonlocal status
@@ -99,6 +100,9 @@ class Measured:
 
         try:
             await self.app(scope, receive, noted_send)
+        except Exception:
+            status = 500
+            raise
         finally:
             # A stranger chooses path and method: only those of our routes become labels.
             route = getattr(scope.get("route"), "path", "other")

@@ -1,6 +1,7 @@
 """HTTP connections that end when their client is too slow, for uvicorn, which itself waits for ever."""
 
 import asyncio
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,6 +22,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     request_seconds = 30.0
+    when_lost: Callable[[], None] | None = None  # of the request under way, which finds its connection in its state
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes = 0  # received and not accounted for by a body
 
@@ -33,8 +35,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, and tell the request under way."""
         self._disarm()
+        if self.when_lost:
+            self.when_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -51,6 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINE:
             raise ValueError("too many requests at once")  # to the parser, which ends the connection
         self._end_after(self.request_seconds + MARGIN_SECONDS)
+        self.scope["state"]["connection"] = self
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -1,11 +1,13 @@
 """Strangers, over real sockets: what they send is bounded, what they hold is taken back, and they are told why."""
 
+import asyncio
 import contextlib
 import io
 import re
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -14,7 +16,9 @@ from server_process import free_port, picture, serving
 from tiny_onnx import write_onnx
 
 from serving.access import ApiKeys
+from serving.admission import Admission
 from serving.protocol import bounded_protocol
+from serving.settings import Limits
 
 RED = picture((255, 0, 51))
 KEY, OTHER = "k" * 24, "o" * 24
@@ -121,6 +125,46 @@ def test_headers_that_do_not_arrive(server, sent):
         assert time.monotonic() - start < 4
 
 
+def test_a_client_that_hangs_up_in_the_middle_of_its_body(server):
+    for _ in range(3):
+        with connected(server) as connection:
+            connection.sendall(head() + b"half")
+            time.sleep(0.02)
+    wait_until(lambda: 'route="/v1/embed",status="499"} 3.0' in metrics(server))
+
+
+def test_nothing_more_is_done_for_a_client_that_hangs_up():
+    """Nor is it answered. Its connection, which tells, is uvicorn's; what it asked for takes long."""
+    sent, events = [], []
+
+    async def app(_scope, receive, _send):
+        await receive()
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    async def run():
+        connection = SimpleNamespace(when_lost=None)
+        scope = {"type": "http", "method": "POST", "path": "/v1/embed", "state": {"connection": connection}}
+        admission = Admission(app, Limits(), max_requests=1)
+
+        async def receive():
+            asyncio.get_running_loop().call_later(0.05, connection.when_lost)
+            return {"type": "http.request", "body": b"abc"}
+
+        await asyncio.wait_for(admission(scope, receive, sent.append), 5)
+        return admission.requests, admission.body_bytes, connection.when_lost
+
+    assert asyncio.run(run()) == (0, 0, None)
+    assert (sent, events) == ([], ["cancelled"])
+
+
+def metrics(server) -> str:
+    return server.request("/metrics").content.decode()
+
+
 @pytest.fixture(scope="module")
 def flood():
     """A server whose every answer is larger than all buffers between it and a client."""
@@ -208,9 +252,7 @@ def test_metrics(server):
     server.request("/v1/embed", RED)
     server.request("/v1/embed", b"no image")
     server.request("/some/path/of/a/stranger")
-    with connected(server) as connection:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        text = received(connection).decode()
+    text = metrics(server)
     for line in (
         'grpo_rm_requests_total{method="POST",route="/v1/embed",status="200"} ',
         'grpo_rm_requests_total{method="POST",route="/v1/embed",status="400"} ',
