@@ -74,9 +74,7 @@ def post(path: str, body: bytes, content_type: str = "application/octet-stream",
     return Request(f"{head}\r\n".encode() + body, kind)
 
 
-def closed_loop(
-    port: int, requests: Sequence[Request], *, clients: int, seconds: float, warm_up: float = 1.0
-) -> Load:
+def closed_loop(port: int, requests: Sequence[Request], *, clients: int, seconds: float, warm_up: float = 1.0) -> Load:
     """Load the server on a port from `clients` connections, for some seconds after the warm-up."""
     with _Client(port, requests) as client:
         for _ in range(clients):
@@ -111,7 +109,7 @@ def _exponential(rate: float, seed: int) -> Iterator[float]:
 class _Connection:
     """A socket and the one request under way on it."""
 
-    __slots__ = ("expected", "kind", "received", "socket", "status", "since", "unsent")
+    __slots__ = ("expected", "kind", "received", "since", "socket", "status", "unsent")
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
