@@ -109,18 +109,16 @@ def _exponential(rate: float, seed: int) -> Iterator[float]:
 class _Connection:
     """A socket and the one request under way on it."""
 
-    __slots__ = ("expected", "kind", "received", "since", "socket", "status", "unsent")
+    __slots__ = ("expected", "is_last", "is_reused", "received", "request", "since", "socket", "status", "unsent")
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        self.unsent = memoryview(b"")
-        self.kind, self.since = "", 0.0
-        self.received, self.expected, self.status = b"", -1, 0
+        self.is_reused = False
 
     def begin(self, request: Request, since: float) -> None:
-        self.unsent, self.kind, self.since = memoryview(request.data), request.kind, since
+        self.request, self.since, self.unsent = request, since, memoryview(request.data)
         self.received, self.expected, self.status = b"", -1, 0
 
     def write(self) -> bool:
@@ -151,10 +149,11 @@ class _Connection:
         self.received += chunk
         end = self.received.find(b"\r\n\r\n")
         if end >= 0:
-            self.status = int(self.received[9:12])
-            _, _, after = self.received[:end].lower().partition(b"content-length:")
+            head = self.received[:end].lower()
+            self.is_last = b"\r\nconnection: close" in head
+            _, _, after = head.partition(b"content-length:")
             length = int(after.partition(b"\r\n")[0] or 0)
-            self.expected = end + 4 + length - len(self.received)
+            self.status, self.expected = int(self.received[9:12]), end + 4 + length - len(self.received)
 
 
 class _Client:
@@ -164,7 +163,7 @@ class _Client:
         self.port, self.requests = port, requests
         self.epoll = select.epoll()
         self.busy: dict[int, _Connection] = {}
-        self.idle: list[_Connection] = []
+        self.idle: dict[int, _Connection] = {}
         self.waiting: collections.deque[float] = collections.deque()
         self.sent = 0
         self.reset()
@@ -173,7 +172,7 @@ class _Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for connection in (*self.busy.values(), *self.idle):
+        for connection in (*self.busy.values(), *self.idle.values()):
             connection.socket.close()
         self.epoll.close()
 
@@ -182,21 +181,18 @@ class _Client:
         self.load, self.start, self.cpu_start = Load(), time.perf_counter(), time.process_time()
 
     def result(self) -> Load:
+        """Return what was counted; what is not answered yet is not."""
         self.load.seconds = time.perf_counter() - self.start
         self.load.cpu_seconds = time.process_time() - self.cpu_start
         return self.load
 
     def send(self, since: float) -> None:
-        """Send the next request on an idle connection or a new one; past the limit it waits, and its time counts."""
+        """Send the next request; past the limit of connections it waits, and its time counts."""
         if not self.idle and len(self.busy) >= MAX_CONNECTIONS:
             self.waiting.append(since)
             return
-        connection = self.idle.pop() if self.idle else self._connect()
-        connection.begin(self.requests[self.sent % len(self.requests)], since)
+        self._begin(self.requests[self.sent % len(self.requests)], since)
         self.sent += 1
-        self.busy[connection.socket.fileno()] = connection
-        if not connection.write():
-            self.epoll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def run(self, *, until: float, is_closed_loop: bool, is_draining: bool = False) -> None:
         """Take answers until a time; when draining, until there is no request under way."""
@@ -204,31 +200,57 @@ class _Client:
             if not select.select([self.epoll], [], [], wait)[0]:
                 return
             for descriptor, event in self.epoll.poll(0):
-                if connection := self.busy.get(descriptor):
-                    self._progress(connection, event, is_closed_loop)
+                if descriptor in self.busy:
+                    self._progress(self.busy[descriptor], event, is_closed_loop)
+                elif descriptor in self.idle:  # the server ends a connection that was idle for long
+                    self._close(self.idle.pop(descriptor))
+
+    def _begin(self, request: Request, since: float) -> None:
+        connection = self.idle.popitem()[1] if self.idle else self._connect()
+        connection.begin(request, since)
+        self.busy[connection.socket.fileno()] = connection
+        try:
+            is_sent = connection.write()
+        except OSError:
+            self._retry(connection)
+            return
+        if not is_sent:
+            self.epoll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def _progress(self, connection: _Connection, event: int, is_closed_loop: bool) -> None:
         try:
             if event & select.EPOLLOUT and connection.write():
                 self.epoll.modify(connection.socket, select.EPOLLIN)
-            is_done = bool(event & ~select.EPOLLOUT) and connection.read()
+            if not (event & ~select.EPOLLOUT and connection.read()):
+                return
         except OSError:
-            connection.status, is_done = 0, True
-        if not is_done:
-            return
+            if connection.is_reused and not connection.received:
+                self._retry(connection)
+                return
+            connection.status = 0
         now = time.perf_counter()
         self.load.latencies.append(now - connection.since)
-        self.load.statuses[connection.kind, connection.status] += 1
+        self.load.statuses[connection.request.kind, connection.status] += 1
         del self.busy[connection.socket.fileno()]
-        if connection.status in (200, 400, 404, 422, 503):
-            self.idle.append(connection)
-        else:  # it may be closing
-            self.epoll.unregister(connection.socket)
-            connection.socket.close()
+        if connection.status and not connection.is_last:
+            connection.is_reused = True
+            self.idle[connection.socket.fileno()] = connection
+        else:
+            self._close(connection)
         if is_closed_loop or self.waiting:
             self.send(now if is_closed_loop else self.waiting.popleft())
+
+    def _retry(self, connection: _Connection) -> None:
+        """Send again on another connection, as every client does where the server ended an idle one meanwhile."""
+        del self.busy[connection.socket.fileno()]
+        self._close(connection)
+        self._begin(connection.request, connection.since)
 
     def _connect(self) -> _Connection:
         connection = _Connection(self.port)
         self.epoll.register(connection.socket, select.EPOLLIN)
         return connection
+
+    def _close(self, connection: _Connection) -> None:
+        self.epoll.unregister(connection.socket)
+        connection.socket.close()

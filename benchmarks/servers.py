@@ -60,6 +60,15 @@ def ours(model: Path, files: Sequence[bytes], *, cores: set[int], **environment:
 
 
 @contextlib.contextmanager
+def following(name: str, *, cores: set[int], **environment: str) -> Iterator[Server]:
+    """Start `python -m serving` on the champion of a registered model."""
+    port = free_port()
+    command = [sys.executable, "-m", "serving", "--model", f"models:/{name}@champion", "--port", str(port)]
+    with _started(command, port, "/readyz", cores, environment) as process:
+        yield Server(port, process, [], "this server")
+
+
+@contextlib.contextmanager
 def litserve(model: Path, files: Sequence[bytes], *, cores: set[int]) -> Iterator[Server]:
     """Start LitServe: see litserve_app."""
     requests = [post("/predict", file) for file in files]
@@ -127,7 +136,7 @@ def _started(
     paths = {"PYTHONPATH": str(ROOT), "PATH": f"{folder}:{os.environ['PATH']}"}  # mlflow looks for uvicorn there
     process = subprocess.Popen(
         command,
-        env=os.environ | paths | environment,
+        env={**os.environ, **paths, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -148,4 +157,4 @@ def _wait_for(process: "subprocess.Popen[bytes]", url: str) -> None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"{' '.join(map(str, process.args))} does not answer")  # type: ignore[union-attr]
+    raise RuntimeError(f"{process.args!r} does not answer at {url}")

@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ from benchmarks.pipeline import ROOT, describe_machine
 from benchmarks.serving_table import format_tables, result_path
 from benchmarks.subjects import SUBJECTS, Subject, export, image_files
 
-ROUNDS, SECONDS, WARM_UP, HALF_LOAD_SECONDS = 5, 2.0, 1.0, 5.0
+ROUNDS, SECONDS, WARM_UP, HALF_LOAD_SECONDS = 5, 6.0, 2.0, 20.0
 CLIENTS = 32
-TRIAL_SECONDS = 0.5  # to find a rival's best settings
+SOAKED = "vit_tiny_patch16_224"
+TRIAL_SECONDS = 2.0  # to find the best settings of bare onnxruntime and mlflow
 PACKAGES = ("onnxruntime", "fastapi", "uvicorn", "litserve", "mlflow")
 
 
@@ -67,7 +69,7 @@ def main() -> None:
     if options.what == "soak":
         from benchmarks.soak import soak
 
-        print(json.dumps(soak(options.seconds), indent=2))
+        print(json.dumps(soak(options.seconds, options.only or SOAKED), indent=2))
         return
     subjects = [subject for subject in SUBJECTS if options.only in (None, subject.encoder)]
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +95,7 @@ def measure(subject: Subject, folder: Path, rounds: int) -> dict[str, Any]:
     cores = os.sched_getaffinity(0)
     result: dict[str, Any] = {"images": {"kind": subject.kind, "kb": statistics.mean(map(len, files)) / 1000}}
     with _case(folder / "model.onnx", files, cores, cores) as case:
+        result["start_s"] = _spread([_start_seconds(case) for _ in range(rounds)])
         result["shared"] = compare_with_bare(case, rounds, is_latency_measured=True)
         result["rivals"] = compare_with_rivals(case, rounds)
     if len(cores) > 1:
@@ -173,12 +176,19 @@ def compare_with_rivals(case: Case, rounds: int) -> dict[str, Any]:
     }
 
 
+def _start_seconds(case: Case) -> float:
+    start = time.perf_counter()
+    with servers.ours(case.model, case.files, cores=case.cores):
+        return time.perf_counter() - start
+
+
 def _rate(case: Case, server: servers.Server, seconds: float) -> float:
     with server.awake():
         load: Load = case.client(
             closed_loop, server.port, server.requests, clients=CLIENTS, seconds=seconds, warm_up=WARM_UP
         )
-    return load.check().rate
+    load.check()
+    return load.rate
 
 
 def _one_client(case: Case, server: servers.Server, lone: bare.Arrangement) -> dict[str, float]:
@@ -226,12 +236,12 @@ def _worker(cores: set[int]) -> Iterator[Worker]:
 
 
 def _spreads(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return median, least and most of each column."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        for name, values in columns.items()
-    }
+    """Return the spread of each column."""
+    return {name: _spread([row[name] for row in rows]) for name in rows[0]}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _commit() -> str:

@@ -37,8 +37,9 @@ def format_tables(result: Mapping[str, Any]) -> str:
 
 
 def _rows(subject: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    start = ("start, until /readyz says yes", f"{_spread(subject['start_s'])} s", "3 s")
     shared, rivals, half = subject["shared"], subject["rivals"], subject["shared"]["half_load"]
-    rows = [_bare_row("client on the same cores", shared)]
+    rows = [start, _bare_row("client on the same cores", shared)]
     if "pinned" in subject:
         rows.append(_bare_row("client on a core of its own", subject["pinned"]))
     rows += [
