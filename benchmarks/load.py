@@ -53,7 +53,13 @@ class Load:
         return len(self.latencies) / self.seconds
 
     def quantile(self, q: float) -> float:
-        """Return a latency in milliseconds."""
+        """Return a latency in milliseconds.
+
+        Raises:
+            RuntimeError: There is none.
+        """
+        if not self.latencies:
+            raise RuntimeError(f"no request was answered within {self.seconds:.1f} s")
         ordered = sorted(self.latencies)
         return 1000 * ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)]
 
@@ -82,7 +88,10 @@ def closed_loop(port: int, requests: Sequence[Request], *, clients: int, seconds
         client.run(until=time.perf_counter() + warm_up, is_closed_loop=True)
         client.reset()
         client.run(until=time.perf_counter() + seconds, is_closed_loop=True)
-        return client.result()
+        load = client.result()
+        client.reset()  # the server is to be idle when the next measurement begins
+        client.run(until=time.perf_counter() + ANSWER_SECONDS, is_closed_loop=False, is_draining=True)
+        return load
 
 
 def open_loop(port: int, requests: Sequence[Request], *, rate: float, seconds: float, seed: int = 0) -> Load:

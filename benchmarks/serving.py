@@ -157,7 +157,7 @@ def compare_with_rivals(case: Case, rounds: int) -> dict[str, Any]:
         trials = {}
         for workers, intra_op in settings:
             with servers.mlflow(case.model, images, cores=case.cores, workers=workers, intra_op=intra_op) as trial:
-                trials[workers, intra_op] = _rate(case, trial, TRIAL_SECONDS)
+                trials[workers, intra_op] = _rate(case, trial, SECONDS)  # without an answer it is 0
         workers, intra_op = max(trials, key=lambda setting: trials[setting])
         mlflow = stack.enter_context(
             servers.mlflow(case.model, images, cores=case.cores, workers=workers, intra_op=intra_op)
