@@ -1,5 +1,6 @@
 """The server and those it is compared with, each with all its processes in a group that can be stopped for a while."""
 
+import base64
 import contextlib
 import json
 import os
@@ -41,7 +42,7 @@ class Server:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator["Server"]:
-        """Let it run within the block only, so that it takes nothing from the others."""
+        """Let it run within the block only: it starts stopped, and takes nothing from the others."""
         os.killpg(self.process.pid, signal.SIGCONT)
         try:
             yield self
@@ -64,18 +65,22 @@ def following(name: str, *, cores: set[int], **environment: str) -> Iterator[Ser
     """Start `python -m serving` on the champion of a registered model."""
     port = free_port()
     command = [sys.executable, "-m", "serving", "--model", f"models:/{name}@champion", "--port", str(port)]
-    with _started(command, port, "/readyz", cores, environment) as process:
+    with _running(command, port, "/readyz", cores, environment) as process:
         yield Server(port, process, [], "this server")
 
 
 @contextlib.contextmanager
-def litserve(model: Path, files: Sequence[bytes], *, cores: set[int]) -> Iterator[Server]:
-    """Start LitServe: see litserve_app."""
-    requests = [post("/predict", file) for file in files]
+def litserve(model: Path, files: Sequence[bytes], *, cores: set[int], style: str) -> Iterator[Server]:
+    """Start LitServe in one of the styles of litserve_app."""
+    if style == "documented":
+        bodies = [json.dumps({"image": base64.b64encode(file).decode()}).encode() for file in files]
+        requests = [post("/predict", body, "application/json") for body in bodies]
+    else:
+        requests = [post("/predict", file) for file in files]
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.litserve_app", str(model), str(port), str(len(cores))]
+    command = [sys.executable, "-m", "benchmarks.litserve_app", str(model), str(port), style]
     with _started(command, port, "/health", cores, {}) as process:
-        yield Server(port, process, requests, f"LitServe, 1 worker, {len(cores)} threads")
+        yield Server(port, process, requests, f"LitServe, {style}")
 
 
 @contextlib.contextmanager
@@ -130,6 +135,15 @@ def _save(model: Path, saved: Path, shape: Sequence[int], intra_op: int) -> None
 
 @contextlib.contextmanager
 def _started(
+    command: Sequence[str], port: int, path: str, cores: set[int], environment: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    with _running(command, port, path, cores, environment) as process:
+        os.killpg(process.pid, signal.SIGSTOP)
+        yield process
+
+
+@contextlib.contextmanager
+def _running(
     command: Sequence[str], port: int, path: str, cores: set[int], environment: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     folder = Path(sys.executable).parent

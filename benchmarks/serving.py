@@ -152,7 +152,10 @@ def compare_with_rivals(case: Case, rounds: int) -> dict[str, Any]:
     rows: list[dict[str, float]] = []
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(servers.ours(case.model, case.files, cores=case.cores))
-        litserve = stack.enter_context(servers.litserve(case.model, case.files, cores=case.cores))
+        litserve, documented = (
+            stack.enter_context(servers.litserve(case.model, case.files, cores=case.cores, style=style))
+            for style in ("tuned", "documented")
+        )
         settings = [(1, 0), (1, cores), (cores, 1)]
         trials = {}
         for workers, intra_op in settings:
@@ -163,13 +166,10 @@ def compare_with_rivals(case: Case, rounds: int) -> dict[str, Any]:
             servers.mlflow(case.model, images, cores=case.cores, workers=workers, intra_op=intra_op)
         )
         for _ in range(rounds):
-            row = {
-                name: _rate(case, server, SECONDS)
-                for name, server in (("server", ours), ("litserve", litserve), ("mlflow", mlflow))
-            }
-            rows.append(row | {f"over_{name}": row["server"] / row[name] for name in ("litserve", "mlflow")})
+            rivals = {"litserve": litserve, "litserve_documented": documented, "mlflow": mlflow}
+            row = {name: _rate(case, server, SECONDS) for name, server in {"server": ours, **rivals}.items()}
+            rows.append(row | {f"over_{name}": row["server"] / row[name] for name in rivals})
     return {
-        "litserve_setting": litserve.label,
         "mlflow_setting": mlflow.label,
         "mlflow_trials": {f"{workers} workers, {intra or 'default'}": r for (workers, intra), r in trials.items()},
         **_spreads(rows),
