@@ -110,6 +110,7 @@ class Export(_Block):
     opset: Annotated[int, Field(ge=18, le=23)]
     max_abs_error: Positive
     min_cosine: Annotated[float, Field(gt=0, le=1)]
+    int8: bool
 
 
 class Gate(_Block):

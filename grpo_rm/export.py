@@ -95,10 +95,11 @@ def _compare(model: Model, session: "onnxruntime.InferenceSession", images: NDAr
     expected = [output.numpy() for output in model.eval()(torch.from_numpy(images))]
     actual = session.run(list(OUTPUTS), {INPUT: images})
     error = max(float(np.abs(a - e).max()) for a, e in zip(actual, expected, strict=True))
-    return Parity(len(images), error, float(_cosine(actual[0], expected[0]).min()))
+    return Parity(len(images), error, float(cosines(actual[0], expected[0]).min()))
 
 
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine of each pair of embeddings, (N, D) and (N, D); 1 where one of them is 0."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
     return np.where(norms > 0, (a64 * b64).sum(axis=1) / np.maximum(norms, 1e-30), 1.0)

@@ -29,7 +29,7 @@ from pipelines.lineage import sha256
 from pipelines.parts import Parts
 from pipelines.stage import deferred_interrupt
 from pipelines.tables import write_csv
-from serving.deployment import ONNX, LiveModel, load_file, load_version
+from serving.deployment import FILES, LiveModel, load_file, load_version
 from serving.follower import parse_alias
 from serving.preprocessing import ImageError, Pixels, decode, evaluation_view
 from serving.processors import count_processors
@@ -80,7 +80,7 @@ def open_encoder(model: str) -> Encoder:
         registry = open_registry(os.environ.get("MLFLOW_TRACKING_URI", ""))
         with tempfile.TemporaryDirectory(prefix="grpo-rm-") as directory:
             live = load_version(registry, registry.find(alias.name, alias.alias), Path(directory))
-            onnx_sha256 = sha256(Path(directory) / ONNX)
+            onnx_sha256 = sha256(Path(directory) / FILES["fp32"].onnx)
     for warning in live.warnings:
         print(f"warning: {live.name} version {live.version}: {warning}", file=sys.stderr)
     return Encoder(live, onnx_sha256, live.onnx.shapes["embedding"][0])

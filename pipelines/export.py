@@ -1,9 +1,6 @@
 """Stage export: the GRPO-RM model as one ONNX file that equals torch, or the stage fails."""
 
 import json
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +19,16 @@ if TYPE_CHECKING:
 MODEL = Path("models/finetune/grpo_rm")
 ONNX = Path("models/onnx/encoder.onnx")
 REPORT = Path("reports/export.json")
-LATENCY_RUNS = 20
 SELF_TEST_IMAGES = 8
 
 
 def main() -> None:
-    """Export, prove parity, measure size and latency."""
+    """Export, prove parity, measure size and latency; where it is asked for, the int8 file likewise."""
     config = load_config()
 
     from grpo_rm.checkpoint import load_model  # slow to import: torch
     from grpo_rm.export import export_onnx, measure_parity
+    from pipelines.int8 import export_int8, remove_int8
     from pipelines.onnx_model import SELF_TEST, self_test
 
     model = load_model(MODEL)
@@ -44,11 +41,14 @@ def main() -> None:
     write_self_test(model, images[:SELF_TEST_IMAGES], stored, config.export)
     self_test(ONNX, stored)
     size = ONNX.stat().st_size
-    report = {
+    report: dict[str, Any] = {
         "bytes": size,
         "parity": {str(p.batch_size): {"max_abs_error": p.max_abs_error, "min_cosine": p.min_cosine} for p in parity},
         "latency_ms": measure_latency(model, images),
     }
+    remove_int8(ONNX)  # of a run with other parameters
+    if config.export.int8:
+        report["int8"] = export_int8(ONNX, model.config, images[:SELF_TEST_IMAGES], config.export)
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     worst = max(p.max_abs_error for p in parity)
@@ -127,30 +127,17 @@ def write_self_test(model: "Model", images: "NDArray[np.uint8]", path: Path, lim
 
 def measure_latency(model: "Model", images: "NDArray[np.uint8]") -> dict[str, dict[str, float]]:
     """Return the median time of a batch in milliseconds, torch and onnxruntime, on this machine's CPU."""
-    import numpy as np
-    import onnxruntime
     import torch
 
-    session = onnxruntime.InferenceSession(ONNX, providers=["CPUExecutionProvider"])
+    from pipelines.latency import BATCHES, batch_of, median_ms, onnx_latency
+
+    onnx_ms = onnx_latency(ONNX, images)
     result: dict[str, dict[str, float]] = {}
-    for size in (1, 32):
-        batch = np.resize(images, (size, *images.shape[1:]))
-        tensor = torch.from_numpy(batch)
+    for size in BATCHES:
         with torch.inference_mode():
-            torch_ms = _median_ms(model, tensor)
-        onnx_ms = _median_ms(session.run, None, {"images": batch})
-        result[str(size)] = {"torch": round(torch_ms, 3), "onnxruntime": round(onnx_ms, 3)}
+            torch_ms = median_ms(model, torch.from_numpy(batch_of(images, size)))
+        result[str(size)] = {"torch": torch_ms, "onnxruntime": onnx_ms[str(size)]}
     return result
-
-
-def _median_ms(action: Callable[..., Any], *arguments: Any) -> float:
-    action(*arguments)
-    times = []
-    for _ in range(LATENCY_RUNS):
-        start = time.perf_counter()
-        action(*arguments)
-        times.append((time.perf_counter() - start) * 1000)
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

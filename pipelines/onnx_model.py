@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 256
 SELF_TEST = "self_test.npz"  # beside the ONNX file
+INT8, INT8_SELF_TEST = "encoder.int8.onnx", "self_test.int8.npz"  # likewise, where `export.int8` is set
 OUTPUTS = ("embedding", "logits")
 
 
@@ -60,20 +61,22 @@ class OnnxModel:
 
 
 def self_test(onnx: Path, stored: Path) -> None:
-    """Run a model on the images that travel with it, and compare with what torch answered when it was exported.
+    """Run a model on the images that travel with it, and compare with what was answered when it was exported.
+
+    The answers are torch's, and for the int8 model its own (see `pipelines.int8`).
 
     The file is a plain .npz, `numpy.load(path, allow_pickle=False)` reads it:
 
     | array | shape | type | |
     | --- | --- | --- | --- |
     | images | (N, H, W, C) | uint8 | up to 8 test images as the model gets them, decoded and resized |
-    | embedding | (N, D) | float32 | torch's answer |
-    | logits | (N, K) | float32 | torch's answer |
+    | embedding | (N, D) | float32 | the answer |
+    | logits | (N, K) | float32 | the answer |
     | max_abs_error | () | float64 | largest difference of any entry or logit (`export.max_abs_error`, 1e-4) |
     | min_cosine | () | float64 | smallest cosine of an image's two embeddings (`export.min_cosine`, 0.9999) |
 
     Raises:
-        ValueError: The model does not run, answers in another shape, or something else than torch did.
+        ValueError: The model does not run, answers in another shape, or something else than is stored.
     """
     expected = _read_self_test(stored)
     try:
@@ -89,8 +92,8 @@ def self_test(onnx: Path, stored: Path) -> None:
     limit, least = float(expected["max_abs_error"]), float(expected["min_cosine"])
     if not (difference <= limit and cosine >= least):  # NaN fails
         raise ValueError(
-            f"{onnx} fails its self-test: largest difference from torch {difference:.2g}, expected at most {limit:g}; "
-            f"smallest cosine of the embeddings {cosine:.6f}, expected at least {least:g}"
+            f"{onnx} fails its self-test: largest difference from what is stored {difference:.2g}, expected at most "
+            f"{limit:g}; smallest cosine of the embeddings {cosine:.6f}, expected at least {least:g}"
         )
 
 

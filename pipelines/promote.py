@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.lineage import sha256
-from pipelines.onnx_model import SELF_TEST, self_test
+from pipelines.onnx_model import INT8_SELF_TEST, SELF_TEST, self_test
 from pipelines.stage import run_stage
 from pipelines.summary import read
 from pipelines.tracking import aliases, registry
@@ -148,7 +148,7 @@ def check_gate(version: str, tags: dict[str, str], *, force: bool) -> bool:
 
 
 def check_file(name: str, version: str, tags: dict[str, str]) -> None:
-    """Download a version, and check that it is what was registered and answers what torch did.
+    """Download a version, and check that it is what was registered and answers what it did; its int8 file likewise.
 
     Raises:
         ValueError: It is not, or does not, or was registered before there was a self-test.
@@ -159,18 +159,29 @@ def check_file(name: str, version: str, tags: dict[str, str]) -> None:
             f"than those. {ANEW}"
         )
     with registry.downloaded(name, version) as directory:
-        files = {
-            registry.ONNX_TAG: directory / registry.ONNX_FILE,
-            registry.SELF_TEST_TAG: directory / "extra_files" / SELF_TEST,
-        }
-        for tag, file in files.items():
-            got = sha256(file) if file.is_file() else "missing"
-            if got != tags.get(tag):
-                raise ValueError(
-                    f"{file.name} of version {version} of {name} is not what was registered: SHA-256 {got}, expected "
-                    f"{tags.get(tag)} (tag {tag}). Somebody changed the artifact store: delete this version; {ANEW}"
-                )
-        self_test(*files.values())
+        extra = directory / registry.EXTRA_FILES
+        pairs = [
+            {registry.ONNX_TAG: directory / registry.ONNX_FILE, registry.SELF_TEST_TAG: extra / SELF_TEST},
+            {registry.INT8_TAG: extra / registry.INT8_FILE, registry.INT8_SELF_TEST_TAG: extra / INT8_SELF_TEST},
+        ]
+        for files in pairs if registry.INT8_TAG in tags else pairs[:1]:
+            for tag, file in files.items():
+                check_hash(file, f"{file.name} of version {version} of {name}", tag, tags.get(tag))
+            self_test(*files.values())
+
+
+def check_hash(file: Path, title: str, tag: str, expected: str | None) -> None:
+    """Refuse a file that is not what its tag says.
+
+    Raises:
+        ValueError: It is another one, or missing.
+    """
+    got = sha256(file) if file.is_file() else "missing"
+    if got != expected:
+        raise ValueError(
+            f"{title} is not what was registered: SHA-256 {got}, expected {expected} (tag {tag}). Somebody changed the "
+            f"artifact store: delete this version; {ANEW}"
+        )
 
 
 if __name__ == "__main__":

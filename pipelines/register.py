@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_rm.config import load_config
 from pipelines import dvc_lock, model_card
 from pipelines.lineage import data_hash, dvc_hash, git_tags, sha256
-from pipelines.onnx_model import SELF_TEST
+from pipelines.onnx_model import INT8, INT8_SELF_TEST, SELF_TEST
 from pipelines.stage import run_stage
 from pipelines.tracking import aliases, registry
 from pipelines.tracking.runs import check_tracking, upload_pending
@@ -56,7 +56,8 @@ def register(config: "Config") -> dict[str, Any]:
     dataset = json.loads((PREPARED / "dataset.json").read_text(encoding="utf-8"))
     name = registry.model_name(dataset["name"])
     onnx_sha256 = sha256(ONNX)
-    registered = registry.find_version(name, onnx_sha256)
+    int8 = int8_tags()
+    registered = registry.find_version(name, onnx_sha256, int8.get(registry.INT8_TAG))
     champion = aliases.see_champion(name)
     other = champion.version if champion.version != registered else None
     against_champion = compare_with_champion(name, other, dataset, config) if other else None
@@ -64,7 +65,7 @@ def register(config: "Config") -> dict[str, Any]:
     version = registered or registry.create_version(
         name,
         ONNX,
-        tags=origin_tags(onnx_sha256),
+        tags=origin_tags(onnx_sha256) | int8,
         model_sha256=sha256(WEIGHTS),
         experiment=config.tracking.experiment,
     )
@@ -88,6 +89,7 @@ def register(config: "Config") -> dict[str, Any]:
         "promotion": promotion,
         "gate": gate,
         "onnx_sha256": onnx_sha256,
+        "int8_sha256": int8.get(registry.INT8_TAG),
     }
 
 
@@ -221,6 +223,12 @@ def origin_tags(onnx_sha256: str) -> dict[str, str]:
         **{key: value for key, value in hashes.items() if value},
         **git_tags(),
     }
+
+
+def int8_tags() -> dict[str, str]:
+    """Return the hashes of the int8 file and its self-test; none where it was not exported."""
+    files = {registry.INT8_TAG: INT8, registry.INT8_SELF_TEST_TAG: INT8_SELF_TEST}
+    return {tag: sha256(ONNX.with_name(file)) for tag, file in files.items() if ONNX.with_name(file).is_file()}
 
 
 def gate_tags(gate: dict[str, Any]) -> dict[str, str]:

@@ -54,7 +54,8 @@ def look_up(registration: dict[str, Any]) -> str:
     """Return what the registry says of the version now: a person may have moved an alias since it was registered."""
     check_tracking()
     name = registration["name"]
-    version = registry.find_version(name, registration["onnx_sha256"]) if has_store() else None
+    hashes = registration["onnx_sha256"], registration.get("int8_sha256")
+    version = registry.find_version(name, *hashes) if has_store() else None
     if version is None:
         return (
             f"registered: {name} is not in {store_name()} with this model; "

@@ -53,6 +53,7 @@ def serve(settings: Settings) -> None:
                 cache=Path(cache),
                 poll_seconds=settings.poll_seconds,
                 threads=settings.threads,
+                precision=settings.precision,
             )
         else:
             deployment, follower = Deployment(load_file(Path(settings.model), threads=settings.threads)), None

@@ -12,8 +12,25 @@ from serving.registry import Registry, Version
 from serving.selftest import check_self_test
 
 # Names in the artifacts of a version, as mlflow.onnx.log_model gives them.
-DESCRIPTION, ONNX, SELF_TEST = "MLmodel", "model.onnx", "extra_files/self_test.npz"
-SHA256_TAG, SELF_TEST_TAG = "onnx.sha256", "self_test.sha256"
+DESCRIPTION = "MLmodel"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of a model and its self-test in a version, and the version's tags with their SHA-256."""
+
+    onnx: str
+    self_test: str
+    onnx_tag: str
+    self_test_tag: str
+
+
+FILES = {  # by precision
+    "fp32": Files("model.onnx", "extra_files/self_test.npz", "onnx.sha256", "self_test.sha256"),
+    "int8": Files(
+        "extra_files/model.int8.onnx", "extra_files/self_test.int8.npz", "onnx.int8.sha256", "self_test.int8.sha256"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -73,34 +90,38 @@ def load_file(path: Path, *, threads: int = 0) -> LiveModel:
     return LiveModel(model, path.name, _sha256(path)[:12], _data_hash(model))
 
 
-def load_version(registry: Registry, version: Version, directory: Path, *, threads: int = 0) -> LiveModel:
-    """Download a version, prove that it is what was registered and says what torch said, and warm it up.
+def load_version(
+    registry: Registry, version: Version, directory: Path, *, precision: str = "fp32", threads: int = 0
+) -> LiveModel:
+    """Download a version, prove that it is what was registered and says what it said then, and warm it up.
 
     Args:
         registry: Where it is.
         version: Which.
         directory: Where its files are kept. A file that is there already is not downloaded again.
+        precision: fp32 or int8, which not every version has.
         threads: See OnnxModel.
 
     Raises:
-        ValueError: A check failed.
+        ValueError: A check failed, or it has no int8 model.
         FileNotFoundError: It has no ONNX model.
         ConnectionError: The registry cannot be asked.
     """
-    has_self_test = _download(registry, version, directory)
-    if not has_self_test and SELF_TEST_TAG in version.tags:
-        raise ValueError(f"the version has no {SELF_TEST}, but the tag {SELF_TEST_TAG}: register it anew")
+    files = FILES[precision]
+    has_self_test = _download(registry, version, files, directory)
+    if not has_self_test and files.self_test_tag in version.tags:
+        raise ValueError(f"the version has no {files.self_test}, but the tag {files.self_test_tag}: register it anew")
     warnings = []
-    if SHA256_TAG not in version.tags:
-        warnings.append(f"the version has no tag {SHA256_TAG}, so that its file was not verified")
-    _verify(version, SHA256_TAG, directory / ONNX)
-    model = OnnxModel(directory / ONNX, threads=threads)
+    if files.onnx_tag not in version.tags:
+        warnings.append(f"the version has no tag {files.onnx_tag}, so that its file was not verified")
+    onnx, self_test = (directory / Path(path).name for path in (files.onnx, files.self_test))
+    _verify(version, files.onnx_tag, onnx)
+    model = OnnxModel(onnx, threads=threads)
     if has_self_test:
-        path = directory / Path(SELF_TEST).name
-        _verify(version, SELF_TEST_TAG, path)
-        check_self_test(model, path)
+        _verify(version, files.self_test_tag, self_test)
+        check_self_test(model, self_test)
     else:
-        warnings.append(f"the version has no {SELF_TEST}, so that its outputs were not compared with torch's")
+        warnings.append(f"the version has no {files.self_test}, so that its outputs were not compared with any")
     return LiveModel(model, version.name, version.version, _data_hash(model), warnings)
 
 
@@ -110,17 +131,24 @@ def _verify(version: Version, tag: str, path: Path) -> None:
         raise ValueError(f"the SHA-256 of {path.name} is {actual}, expected {expected} as the tag {tag} says")
 
 
-def _download(registry: Registry, version: Version, directory: Path) -> bool:
-    """Bring the files of a version here, and return whether a self-test is among them."""
+def _download(registry: Registry, version: Version, files: Files, directory: Path) -> bool:
+    """Bring a model of a version here, and return whether there is a self-test with it."""
     directory.mkdir(parents=True, exist_ok=True)
     # MLmodel lists the files. Just asking does not do: over S3, MLflow answers 500 where a file is not there.
     listed = _fetch(registry, version, DESCRIPTION, directory).read_text(encoding="utf-8", errors="replace")
-    if ONNX not in listed:
-        raise FileNotFoundError(f"{version.name} version {version.version} holds no {ONNX}: register an ONNX model")
-    paths = [path for path in (ONNX, SELF_TEST) if path in listed]
+    if FILES["fp32"].onnx not in listed:
+        raise FileNotFoundError(
+            f"{version.name} version {version.version} holds no {FILES['fp32'].onnx}: register an ONNX model"
+        )
+    if files.onnx not in listed:
+        raise ValueError(
+            f"{version.name} version {version.version} has no int8 model ({files.onnx}): set `export.int8: true` in "
+            "params.yaml and register it anew, or serve with --precision fp32"
+        )
+    paths = [path for path in (files.onnx, files.self_test) if path in listed]
     for path in paths:
         _fetch(registry, version, path, directory)
-    return SELF_TEST in paths
+    return files.self_test in paths
 
 
 def _fetch(registry: Registry, version: Version, path: str, directory: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from serving.deployment import SHA256_TAG, Deployment, load_version
+from serving.deployment import FILES, Deployment, load_version
 from serving.registry import Registry, Version
 
 KEPT_VERSIONS = 2  # on disk: the live one and the one before, for a rollback without a download
@@ -58,11 +58,13 @@ class Follower(threading.Thread):
         *,
         cache: Path,
         poll_seconds: float,
+        precision: str = "fp32",
         threads: int = 0,
     ) -> None:
         super().__init__(name="follower", daemon=True)  # a download under way does not hold up the end of the process
         self.deployment, self.registry, self.alias = deployment, registry, alias
-        self.cache, self.poll_seconds, self.threads = cache, poll_seconds, threads
+        self.cache, self.poll_seconds = cache, poll_seconds
+        self.precision, self.threads = precision, threads
         self._wake, self._is_stopped = threading.Event(), False
         self._live = ""
         self._rejected: Version | None = None
@@ -96,22 +98,22 @@ class Follower(threading.Thread):
             version = self.registry.find(self.alias.name, self.alias.alias)
             if version == self._rejected and not is_woken:
                 return self._say(self._reason)
-            if _identity(version) != self._live:
+            if self._identity(version) != self._live:
                 self._deploy(version)
             return self._say(None)
         except Exception as error:  # anything: a registry that is down must not end the thread
             return self._say(_first_line(error))
 
     def _deploy(self, version: Version) -> None:
-        directory = self.cache / _identity(version)
+        directory = self.cache / self._identity(version)
         try:
-            model = load_version(self.registry, version, directory, threads=self.threads)
+            model = load_version(self.registry, version, directory, precision=self.precision, threads=self.threads)
         except ValueError as error:
             self._rejected, self._reason = version, _first_line(error)
             self.deployment.reloads["rejected"] += 1
             shutil.rmtree(directory)
             raise
-        self._rejected, self._live = None, _identity(version)
+        self._rejected, self._live = None, self._identity(version)
         self.deployment.reloads["live"] += 1
         self.deployment.model = model  # requests under way end with the old one
         logger.info("%s version %s is live, data %s", model.name, model.version, model.data_hash or "unknown")
@@ -130,10 +132,9 @@ class Follower(threading.Thread):
             logger.warning("the model stays as it is: %s", error)
         self.deployment.error = error
 
-
-def _identity(version: Version) -> str:
-    """Return what tells versions apart, as a file name: a model deleted and made anew counts from 1 again."""
-    return quote(f"{version.version} {version.tags.get(SHA256_TAG, '')}", safe="")
+    def _identity(self, version: Version) -> str:
+        """Return what tells versions apart, as a file name: a model deleted and made anew counts from 1 again."""
+        return quote(f"{version.version} {version.tags.get(FILES[self.precision].onnx_tag, '')}", safe="")
 
 
 def _first_line(error: Exception) -> str:

@@ -52,6 +52,7 @@ class OnnxModel:
         model_sha256: Of the weights it was exported from.
         training: How these were made: stage, parameters, hash of the data, split.
         shapes: Of the input and the outputs, for one image.
+        precision: fp32 or int8.
 
     Raises:
         ValueError: It is no ONNX file, or none of stage export.
@@ -80,6 +81,7 @@ class OnnxModel:
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.model_sha256 = metadata["grpo_rm.model_sha256"]
         self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])
+        self.precision = metadata.get("grpo_rm.precision", "fp32")
         self._warm_up(path)
 
     def predict(self, files: Sequence[bytes]) -> Prediction:

@@ -1,4 +1,4 @@
-"""The proof a version brings along: images, and what torch said of them when it was exported."""
+"""The proof a version brings along: images, and what was said of them when it was exported (by torch, or by int8)."""
 
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def check_self_test(model: OnnxModel, path: Path) -> None:
     limit, least = (float(stored.get(name, default)) for name, default in LIMITS.items())
     if not (worst <= limit and cosine >= least):  # also where one is not a number
         raise ValueError(
-            f"the self-test failed: on its {len(images)} images the largest difference from torch is {worst:.2g} and "
-            f"the smallest cosine {cosine:.6f}, expected at most {limit:g} and at least {least:g}"
+            f"the self-test failed: on its {len(images)} images the largest difference from what is stored is "
+            f"{worst:.2g} and the smallest cosine {cosine:.6f}, expected at most {limit:g} and at least {least:g}"
         )
 
 

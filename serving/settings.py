@@ -56,6 +56,7 @@ class Settings:
         threads: That one batch is computed with; 0 takes the processors this process may use.
         batching: How requests share the model.
         limits: What a stranger may send.
+        precision: Of the file of a version that is taken: fp32 or int8. Where the model is a file, the file has one.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Settings:
     threads: int
     batching: Batching
     limits: Limits
+    precision: str
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +98,7 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
     parser.add_argument("--host", help="default 127.0.0.1, only this machine (GRPO_RM_HOST)")
     parser.add_argument("--port", help="default 8000 (GRPO_RM_PORT)")
     parser.add_argument("--index", help="directory that `grpo-rm index` writes, for /v1/similar (GRPO_RM_INDEX)")
+    parser.add_argument("--precision", help="of a version: fp32 (default) or int8 (GRPO_RM_PRECISION)")
     options = parser.parse_args(arguments)
     model = options.model or os.environ.get("GRPO_RM_MODEL")
     if not model:
@@ -123,6 +126,7 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
             pixels=_whole("MAX_PIXELS", Limits.pixels, least=1, most=1 << 31),
             seconds=_number("MAX_SECONDS", Limits.seconds, above=0, most=3600),
         ),
+        precision=_precision(options.precision or os.environ.get("GRPO_RM_PRECISION") or "fp32"),
     )
 
 
@@ -130,6 +134,12 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise ValueError(f"the port is {text!r}, expected a number from 0 to 65535 (--port or GRPO_RM_PORT)")
     return int(text)
+
+
+def _precision(text: str) -> str:
+    if text not in ("fp32", "int8"):
+        raise ValueError(f"the precision is {text!r}, expected fp32 or int8 (--precision or GRPO_RM_PRECISION)")
+    return text
 
 
 def _whole(name: str, default: int, *, least: int, most: int) -> int:

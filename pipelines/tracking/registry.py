@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.lineage import data_hash
-from pipelines.onnx_model import SELF_TEST
+from pipelines.onnx_model import INT8, INT8_SELF_TEST, SELF_TEST
 from pipelines.tracking.runs import find_run, open_experiment, reason, use_tracking_store
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ONNX_TAG, SELF_TEST_TAG = "onnx.sha256", "self_test.sha256"
+INT8_TAG, INT8_SELF_TEST_TAG = "onnx.int8.sha256", "self_test.int8.sha256"  # where it was exported
 ONNX_FILE = "model.onnx"  # as mlflow.onnx names it
+INT8_FILE, EXTRA_FILES = "model.int8.onnx", "extra_files"  # the int8 file and the self-tests are in this folder
 EXAMPLES = 2  # images of the input example; it is stored as text
 MAX_DESCRIPTION = 5000  # characters, in PostgreSQL
 OWN_TEXT = "*Stage `register` writes the text above at each of its runs. What you write below this line stays.*"
@@ -49,10 +52,17 @@ def model_name(dataset: str) -> str:
     return f"grpo-rm-{re.sub(r'[^A-Za-z0-9_.-]+', '-', dataset)}"
 
 
-def find_version(name: str, onnx_sha256: str) -> str | None:
-    """Return the newest version that holds these bytes and their self-test, or None."""
+def find_version(name: str, onnx_sha256: str, int8_sha256: str | None) -> str | None:
+    """Return the newest version that holds these bytes and their self-test, or None.
+
+    Args:
+        name: Of the registered model.
+        onnx_sha256: Of the float32 file.
+        int8_sha256: Of the int8 file; None for a version without one.
+    """
     versions = use_tracking_store().search_model_versions(f"name = '{name}' and tags.`{ONNX_TAG}` = '{onnx_sha256}'")
-    return max((str(version.version) for version in versions if SELF_TEST_TAG in version.tags), key=int, default=None)
+    same = [v for v in versions if SELF_TEST_TAG in v.tags and v.tags.get(INT8_TAG) == int8_sha256]
+    return max((str(version.version) for version in same), key=int, default=None)
 
 
 def list_versions(name: str) -> list[str]:
@@ -70,7 +80,7 @@ def create_version(name: str, onnx_path: Path, *, tags: Mapping[str, str], model
 
     Args:
         name: Of the registered model.
-        onnx_path: The file; the self-test is beside it.
+        onnx_path: The file; beside it the self-test, and the int8 file and its self-test where it was exported.
         tags: Of the version; with `ONNX_TAG` and `SELF_TEST_TAG` among them, it is found again even if what follows is
             interrupted.
         model_sha256: Of the weights, which finds the training run. Without one, a run named `register` is opened.
@@ -205,7 +215,7 @@ def _reopened(run_id: str) -> Iterator[None]:
 
 
 def _log_model(path: Path) -> str:
-    """Log an ONNX file and its self-test to the active run, and return the model's URI."""
+    """Log an ONNX file, its self-test and its int8 files to the active run, and return the model's URI."""
     import mlflow
     import numpy as np
     import onnx
@@ -215,18 +225,31 @@ def _log_model(path: Path) -> str:
     with np.load(stored, allow_pickle=False) as file:
         example: dict[str, NDArray[np.uint8]] = {"images": file["images"][:EXAMPLES]}
     requirements = [f"{package}=={installed_version(package)}" for package in ("onnxruntime", "numpy")]
-    return str(
-        mlflow.onnx.log_model(
-            model,
-            name="encoder",
-            signature=_signature(model),
-            input_example=example,
-            extra_files=[str(stored)],
-            save_as_external_data=False,
-            pip_requirements=requirements,
-            step=-1,  # mlflow shows the run's metrics of this step as the model's; they would be those of step 0
-        ).model_uri
-    )
+    with _extra_files(path) as files:
+        return str(
+            mlflow.onnx.log_model(
+                model,
+                name="encoder",
+                signature=_signature(model),
+                input_example=example,
+                extra_files=files,
+                save_as_external_data=False,
+                pip_requirements=requirements,
+                step=-1,  # mlflow shows the run's metrics of this step as the model's; they would be those of step 0
+            ).model_uri
+        )
+
+
+@contextlib.contextmanager
+def _extra_files(onnx_path: Path) -> Iterator[list[str]]:
+    """Gather what travels with an ONNX file, under the names it has there."""
+    names = {SELF_TEST: SELF_TEST, INT8: INT8_FILE, INT8_SELF_TEST: INT8_SELF_TEST}
+    with tempfile.TemporaryDirectory() as directory:
+        yield [
+            str(shutil.copyfile(file, Path(directory, there)))
+            for here, there in names.items()
+            if (file := onnx_path.with_name(here)).is_file()
+        ]
 
 
 def _signature(model: "object") -> "ModelSignature":

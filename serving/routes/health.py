@@ -35,6 +35,7 @@ async def readyz(request: Request) -> JSONResponse:
             "version": model.version,
             "data_hash": model.data_hash,
             "model_sha256": model.onnx.model_sha256,
+            "precision": model.onnx.precision,
             "loaded_at": model.loaded_at.isoformat(timespec="seconds"),
             "warnings": list(model.warnings),
             "task": model.onnx.task,

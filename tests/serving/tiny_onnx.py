@@ -68,7 +68,7 @@ def write_onnx(
     return path
 
 
-def describe(channels=CHANNELS) -> dict[str, str]:
+def describe(channels=CHANNELS, **more: str) -> dict[str, str]:
     preprocessing = {"image_size": SIZE, "channels": channels, "crop_pct": 1.0, "interpolation": "bicubic"}
     return {
         "grpo_rm.task": "classification",
@@ -76,6 +76,7 @@ def describe(channels=CHANNELS) -> dict[str, str]:
         "grpo_rm.preprocessing": json.dumps(preprocessing),
         "grpo_rm.model_sha256": "5" * 64,
         "grpo_rm.training": json.dumps({"data": "0123456789abcdef0123456789abcdef.dir"}),
+        **{f"grpo_rm.{name}": value for name, value in more.items()},
     }
 
 

@@ -148,6 +148,7 @@ def test_every_key_is_required(load):
         ("export__opset", 17),
         ("export__max_abs_error", 0),
         ("export__min_cosine", 1.01),
+        ("export__int8", "maybe"),
         ("register__promote", "always"),
         ("register__gate__min_accuracy", 90),
         ("register__gate__margin", -0.01),
