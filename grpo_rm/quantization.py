@@ -38,7 +38,7 @@ def quantize_onnx(source: Path, target: Path, images: NDArray[np.uint8]) -> None
 
     Weights have 7 bits and activations are unsigned: on x86 without VNNI the sum of two products of 8 bits does not fit
     into the 16 bits it is given, and the file would answer something else there (onnxruntime calls it `reduce_range`).
-    Signed activations would be three times as slow.
+    Signed activations would be no faster than float32.
 
     Args:
         source: The float32 file.
