@@ -1,6 +1,7 @@
 """`python -m serving --model models:/NAME@champion` or `--model PATH.onnx`."""
 
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m se
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except SystemExit as end:
+        logging.shutdown()
+        os._exit(int(end.code or 0))  # a thread that still decodes what nobody waits for does not hold it up
 
 
 def serve(settings: Settings) -> None:

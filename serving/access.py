@@ -37,25 +37,30 @@ class ApiKeys:
         return sum(hmac.compare_digest(given, known) for known in self._keys) > 0  # not any(): all are compared
 
     def _refresh(self) -> None:
+        signature = self._look()
+        if signature == self._signature:
+            return
+        self._signature = signature
         try:
-            signature = self._look()
-            if signature != self._signature:
-                self._keys, self._signature = self._read(), signature
-                logger.info("%d API keys are valid", len(self._keys))
+            self._keys = self._read()
+            logger.info("%d API keys are valid", len(self._keys))
         except (OSError, ValueError) as error:  # in the middle of being replaced, or a mistake: nobody is locked out
             logger.warning("the API keys stay as they are: %s", error)
 
-    def _look(self) -> tuple[int, int, int]:
-        status = self._path.stat()
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> list[bytes]:
         lines = (line.partition("#")[0].strip() for line in self._path.read_text(encoding="utf-8").splitlines())
         keys = [line.encode() for line in lines if line]
-        if not keys or min(map(len, keys)) < MIN_LENGTH:
+        if not keys or not all(key.isascii() and len(key) >= MIN_LENGTH for key in keys):
             raise ValueError(
-                f"{self._path} has {len(keys)} keys, expected at least one, each of {MIN_LENGTH} characters or more, "
-                "one on a line: make one with `openssl rand -hex 24`"
+                f"{self._path} has {len(keys)} keys, expected at least one, each of {MIN_LENGTH} ASCII characters or "
+                "more, one on a line: make one with `openssl rand -hex 24`"
             )
         return keys
 
@@ -71,14 +76,14 @@ class Access:
         if self.keys is None or scope["type"] != "http" or _is_open(scope["path"]) or self._has_key(scope):
             return await self.app(scope, receive, send)
         detail = "no valid API key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
-        headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}  # the body is not read
-        return await error_response(scope["path"], 401, detail, headers)(scope, receive, send)
+        # The connection stays open, and the body is thrown away as it comes: closed, many clients would see no answer.
+        return await error_response(scope["path"], 401, detail, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return bool(key) and self.keys is not None and self.keys.accept(key)
+        given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        return self.keys is not None and any(self.keys.accept(key) for key in given if key)
 
 
 def _is_open(path: str) -> bool:

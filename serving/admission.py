@@ -4,6 +4,7 @@ A request whose client hangs up ends at once: nothing is decoded or computed for
 """
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,14 +14,15 @@ from serving.settings import Limits
 
 ROUTES = ("/v1/", "/v2/")
 BODIES = 8  # as many bodies of the largest size may be in memory at once
+CLOSE = {"Connection": "close"}
 
 
 class Admission:
-    """Refuses a request that finds no place before its body is read, and ends one whose time is over.
+    """Refuses a request that finds no place, if possible before its body is read, and ends one whose time is over.
 
     Attributes:
-        requests: Under way.
-        body_bytes: Of their bodies, as far as they have arrived.
+        requests: Whose bodies are here, and which are not answered. Slow clients take no place of others.
+        body_bytes: Of the bodies under way, as far as they have arrived.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, max_requests: int) -> None:
@@ -31,62 +33,93 @@ class Admission:
         """Pass on, or answer 408 or 503."""
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        if scope["path"].startswith(ROUTES) and self.requests >= self.max_requests:
-            detail = f"{self.requests} requests are under way: try again later"
-            return await error_response(scope["path"], 503, detail, RETRY)(scope, receive, send)
-        self.requests += 1
+        exchange = _Exchange(self, receive, send, is_counted=scope["path"].startswith(ROUTES))
         try:
-            return await self._pass_on(scope, receive, send)
+            exchange.check()
+            refusal = await self._pass_on(scope, exchange)
+        except OverloadedError as error:
+            refusal = (503, str(error), RETRY)
         finally:
-            self.requests -= 1
+            exchange.end()
+        if refusal:
+            status, detail, headers = refusal
+            await error_response(scope["path"], status, detail, headers)(scope, receive, send)
+        return None
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received, is_whole, is_answered = 0, False, False
-
-        async def counted_receive() -> Message:
-            nonlocal received, is_whole
-            message = await receive()
-            is_whole = is_whole or not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            self.body_bytes += len(message.get("body", b""))
-            if self.body_bytes > BODIES * self.limits.body_bytes:
-                raise OverloadedError("the bodies of other requests take all the memory there is: try again later")
-            return message
-
-        async def noted_send(message: Message) -> None:
-            nonlocal is_answered
-            is_answered = True
-            await send(message)
-
+    async def _pass_on(self, scope: Scope, exchange: "_Exchange") -> tuple[int, str, dict[str, str]] | None:
+        """Return what the client is to be told, if it has no answer."""
+        connection, is_lost = scope.get("state", {}).get("connection", _Connection()), False
         timeout = asyncio.timeout(self.limits.seconds)
-        is_lost = False
 
         def end() -> None:
             nonlocal is_lost
             is_lost = True
             timeout.reschedule(0)
 
-        connection = scope["state"]["connection"]
         try:
             async with timeout:
                 connection.when_lost = end
                 try:
-                    await self.app(scope, counted_receive, noted_send)
+                    await self.app(scope, exchange.receive, exchange.send)
                 finally:
                     connection.when_lost = None
         except TimeoutError:
             if is_lost:
-                return
-            if is_answered or not timeout.expired():
+                return None
+            if exchange.is_answered or not timeout.expired():
                 raise
-            await self._say_late(scope, receive, send, is_whole)
-        finally:
-            self.body_bytes -= received
+            seconds = f"{self.limits.seconds:g} seconds"
+            if exchange.is_whole:
+                return 503, f"not answered within {seconds}: try again later", CLOSE | RETRY
+            return 408, f"the body did not arrive within {seconds}", CLOSE
+        except asyncio.CancelledError:  # the time that the end of the server leaves to requests is over
+            if exchange.is_answered:
+                raise
+            return 503, "the server is ending: try again later", CLOSE | RETRY
+        return None
 
-    async def _say_late(self, scope: Scope, receive: Receive, send: Send, is_whole: bool) -> None:
-        seconds = f"{self.limits.seconds:g} seconds"
-        status, detail = (503, f"not answered within {seconds}: try again later")
-        if not is_whole:
-            status, detail = 408, f"the body did not arrive within {seconds}"
-        headers = {"Connection": "close"} | (RETRY if status == 503 else {})
-        await error_response(scope["path"], status, detail, headers)(scope, receive, send)
+
+class _Connection:
+    """Where the server is not told of lost connections (serving/protocol.py)."""
+
+    when_lost: Callable[[], None] | None = None
+
+
+class _Exchange:
+    """A request as far as it has arrived, and whether it is answered."""
+
+    def __init__(self, admission: Admission, receive: Receive, send: Send, *, is_counted: bool) -> None:
+        self._admission, self._receive, self._send, self._is_counted = admission, receive, send, is_counted
+        self._bytes, self._has_place = 0, False
+        self.is_whole = self.is_answered = False
+
+    def check(self) -> None:
+        """Raise OverloadedError where there is no place."""
+        requests = self._admission.requests
+        if self._is_counted and requests >= self._admission.max_requests:
+            raise OverloadedError(f"{requests} requests are under way: try again later")
+
+    async def receive(self) -> Message:
+        """Receive a part of the body, and take a place with the last one."""
+        message = await self._receive()
+        admission, size = self._admission, len(message.get("body", b""))
+        self._bytes += size
+        admission.body_bytes += size
+        if admission.body_bytes > BODIES * admission.limits.body_bytes:
+            raise OverloadedError("the bodies of other requests take all the memory there is: try again later")
+        if message["type"] == "http.request" and not message.get("more_body", False) and not self.is_whole:
+            self.is_whole = True
+            self.check()
+            self._has_place = self._is_counted
+            admission.requests += self._has_place
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        self.is_answered = True
+        await self._send(message)
+
+    def end(self) -> None:
+        """Give back what it took."""
+        self._admission.requests -= self._has_place
+        self._admission.body_bytes -= self._bytes

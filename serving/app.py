@@ -46,12 +46,13 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
             follower.stop()
         await app.state.inference.close()
 
-    app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan)
+    app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan, redirect_slashes=False)
     app.state.deployment, app.state.follower, app.state.metrics = deployment, follower, metrics
     app.state.webhook_secret, app.state.limits = settings.webhook_secret, settings.limits
     app.state.indexes = Indexes(settings.index, settings.model)
     for module in (health, v1, similar, v2, hooks, metrics_route, page):
         app.include_router(module.router)
+    app.include_router(v2.models)  # not inside of another one: a route is known by its whole path
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(NotReadyError, _unavailable)
     app.add_exception_handler(OverloadedError, _unavailable)

@@ -58,8 +58,11 @@ class Batcher:
         entries = [_Entry(live, part, loop.create_future()) for part in parts]
         self._queue.extend(entries)
         self.notify()
-        answers = await asyncio.gather(*(entry.answer for entry in entries))
-        return _joined(answers)
+        try:
+            return _joined(await asyncio.gather(*(entry.answer for entry in entries)))
+        finally:
+            for entry in entries:  # of a request that failed or is gone, nothing more is computed
+                entry.answer.cancel()
 
     def notify(self) -> None:
         """Look at the queue again: something arrived, or will not arrive."""
@@ -70,7 +73,7 @@ class Batcher:
         for runner in self._runners:
             runner.cancel()
         await asyncio.gather(*self._runners, return_exceptions=True)
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False)
 
     async def _work(self) -> None:
         while True:
@@ -78,6 +81,7 @@ class Batcher:
             if batch := self._next_batch():
                 self._idle -= 1
                 await self._answer(batch)
+                del batch  # else an idle runner keeps a model that was replaced
                 self._idle += 1
 
     async def _wait_for_images(self) -> None:

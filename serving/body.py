@@ -19,7 +19,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         HTTPException: 413 where it is longer than `limit` bytes, which is noticed before they are read; 400 where the
             client hangs up in the middle.
     """
-    too_long = HTTPException(413, f"the body is longer than {limit:,} bytes", headers={"Connection": "close"})
+    too_long = HTTPException(413, f"the body is longer than {limit:,} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_long
@@ -43,7 +43,11 @@ async def read_files(request: Request, limits: Limits) -> list[bytes]:
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type in ("application/json", "text/json"):
-        raise HTTPException(415, f"the body is JSON: {HOW}; arrays go to /v2", headers={"Connection": "close"})
+        raise HTTPException(415, f"the body is JSON: {HOW}; arrays go to /v2")
+    if encoding := request.headers.get("content-encoding", "").strip():
+        raise HTTPException(
+            415, f"the body is encoded ({encoding[:20]}): send images as they are"
+        )
     body = await read_body(request, limits.body_bytes)
     files = (
         await _files_of_form(request.headers, body, limits.images) if media_type == "multipart/form-data" else [body]
@@ -51,7 +55,10 @@ async def read_files(request: Request, limits: Limits) -> list[bytes]:
     for number, file in enumerate(files, 1):
         if not file:
             what = "the body is empty" if len(files) == 1 else f"image {number} of {len(files)} is empty"
-            raise HTTPException(400, f"{what}: {HOW}")
+            how = (
+                HOW if "upgrade" not in request.headers else "bodies of requests for an upgrade are lost, use HTTP/1.1"
+            )
+            raise HTTPException(400, f"{what}: {how}")
     return files
 
 

@@ -16,7 +16,7 @@ JSON, NPY, RAW, PNG = "application/json", "application/x-npy", "application/octe
 def choose_media_type(accept: str, offered: Sequence[str]) -> str:
     """Return which of the offered media types a header `Accept` asks for most, the first where it names none of them.
 
-    Wildcards mean the first. Of equals, the one named first.
+    A wildcard means the first. Of equals, the one named first.
     """
     best, most = offered[0], 0.0
     for part in accept.split(","):
@@ -26,8 +26,8 @@ def choose_media_type(accept: str, offered: Sequence[str]) -> str:
             quality = float(weight)
         except ValueError:
             continue
-        if media_type in offered and quality > most:
-            best, most = media_type, quality
+        if (media_type in offered or "*" in media_type) and quality > most:
+            best, most = (media_type if media_type in offered else offered[0]), quality
     return best
 
 

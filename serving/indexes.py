@@ -84,12 +84,16 @@ class Indexes:
             return current
         raise NoIndexError(f"{self._failed[2]}. {self._advice()}")
 
+    def advice(self) -> str:
+        """Return what is to be done where the server was started without indexes."""
+        return (
+            f"the server has no index: build one with `grpo-rm index FOLDER --model {self.model} --out indexes`, "
+            "and start the server with --index indexes (GRPO_RM_INDEX)"
+        )
+
     def _directory(self, live: LiveModel) -> Path:
         if self.directory is None:
-            raise NoIndexError(
-                f"the server has no index: build one with `grpo-rm index FOLDER --model {self.model} --out indexes`, "
-                "and start the server with --index indexes (GRPO_RM_INDEX)"
-            )
+            raise NoIndexError(self.advice())
         return directory_of(self.directory, live.onnx.model_sha256)
 
     def _contents(self) -> str:

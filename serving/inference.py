@@ -10,12 +10,13 @@ from PIL import Image
 
 from serving.batcher import Batcher
 from serving.deployment import Deployment, LiveModel
+from serving.image_cost import PixelBudget
 from serving.model import Prediction, has_gpu
 from serving.preprocessing import ImageError, Pixels
 from serving.processors import count_processors
 from serving.settings import Batching
 
-MAX_THREADS = 8  # an image takes up to 400 MB while it is decoded
+MAX_THREADS = 8
 
 
 class NotReadyError(Exception):
@@ -43,7 +44,11 @@ class Inference:
         # for its slowest thread. A GPU wants one batch after the other.
         self._batcher = Batcher(batching, runners=1 if has_gpu() else threads, on_batch=on_batch)
         Image.init()  # else the first request of each format pays for loading its decoder
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
+        self._decoders, self._free = (
+            ThreadPoolExecutor(threads, thread_name_prefix="decoder"),
+            asyncio.Semaphore(threads),
+        )
+        self._max_at_once, self._budget = threads, PixelBudget(max_pixels)
 
     def live(self) -> LiveModel:
         """Return the model a request is to be answered with: asked for once, so that a swap never meets it half way.
@@ -83,7 +88,7 @@ class Inference:
     async def close(self) -> None:
         """End the threads."""
         await self._batcher.close()
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)  # what nobody waits for may take long
 
     @contextlib.contextmanager
     def _place(self, count: int) -> Iterator[None]:
@@ -96,18 +101,38 @@ class Inference:
             self.pending -= count
 
     async def _decode(self, live: LiveModel, files: Sequence[bytes]) -> Pixels:
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, live.onnx.pixels, file, self._max_pixels) for file in files]
-        images = []
-        try:
-            for number, job in enumerate(jobs, 1):
-                try:
-                    images.append(await job)
-                except ImageError as error:
-                    raise (
-                        ImageError(f"image {number} of {len(files)}: {error}") if len(files) > 1 else error
-                    ) from error
-        finally:
-            for job in jobs:
-                job.cancel()
+        """Decode files, no more at once than there are threads: so a long request does not hold up a short one."""
+        images: list[Pixels] = []
+        for start in range(0, len(files), self._max_at_once):
+            jobs = [
+                asyncio.create_task(self._decode_one(live, file)) for file in files[start : start + self._max_at_once]
+            ]
+            try:
+                for number, job in enumerate(jobs, start + 1):
+                    images.append(await _named(job, number, len(files)))
+            finally:
+                for job in jobs:
+                    job.cancel()
         return np.stack(images)
+
+    async def _decode_one(self, live: LiveModel, file: bytes) -> Pixels:
+        """Wait for a thread that is free, and use it. It counts as taken until it has really ended."""
+        await self._free.acquire()
+        job = self._decoders.submit(live.onnx.pixels, file, self._max_pixels, self._budget)
+        loop = asyncio.get_running_loop()
+
+        def release(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(self._free.release)
+
+        job.add_done_callback(release)
+        return await asyncio.wrap_future(job)
+
+
+async def _named(job: "asyncio.Task[Pixels]", number: int, count: int) -> Pixels:
+    try:
+        return await job
+    except ImageError as error:
+        if count == 1:
+            raise
+        raise ImageError(f"image {number} of {count}: {error}") from error

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serving.image_cost import PixelBudget
 from serving.preprocessing import MAX_PIXELS, Pixels, decode, evaluation_view
 from serving.processors import count_processors
 
@@ -101,15 +102,15 @@ class OnnxModel:
         """What computes: CPUExecutionProvider, CUDAExecutionProvider."""
         return str(self._session.get_providers()[0])
 
-    def pixels(self, file: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-        """Return an image file as the model sees it: (size, size, channels).
+    def pixels(self, file: bytes, max_pixels: int = MAX_PIXELS, budget: PixelBudget | None = None) -> Pixels:
+        """Return an image file as the model sees it: (size, size, channels). See `decode`.
 
         Raises:
             ImageError: It is no image, or not one that can be used.
         """
         p = self.preprocessing
         return evaluation_view(
-            decode(file, channels=p["channels"], max_pixels=max_pixels),
+            decode(file, channels=p["channels"], max_pixels=max_pixels, budget=budget),
             size=p["image_size"],
             crop_pct=p["crop_pct"],
             interpolation=p["interpolation"],

@@ -4,18 +4,21 @@ They are written twice because a server must not need the library, and with it t
 strangers send: files of few formats, of a bounded number of pixels, and one kind of error.
 """
 
+import contextlib
 import io
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from serving import image_cost
+from serving.image_cost import PixelBudget
+
 Pixels = NDArray[np.uint8]  # (size, size, channels)
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Pillow decodes these itself; for others, such as EPS, it starts programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-JPEG_SCAN, MAX_SCANS = b"\xff\xda", 100  # each takes as long as a whole image; a progressive JPEG has about 10
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; more than a camera of 50 megapixels gives
 
 
@@ -23,19 +26,24 @@ class ImageError(ValueError):
     """A file that cannot be used; the message is for the one who sent it."""
 
 
-def decode(data: bytes, *, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    data: bytes, *, channels: int, max_pixels: int = MAX_PIXELS, budget: PixelBudget | None = None
+) -> Image.Image:
     """Decode an image file, turn it upright by its EXIF orientation, and convert it to gray (1) or RGB (3).
 
     Args:
         data: The file.
         channels: 1 or 3.
         max_pixels: Width times height, above which it is refused before it is decoded.
+        budget: Of the pixels that are decoded at the same time, also by others.
 
     Raises:
-        ImageError: It is no image, a damaged or too large one, or has 32 bits per channel.
+        ImageError: It is no image, a damaged one, one that costs too much, or has 32 bits per channel.
     """
     try:
-        return _decode(data, channels, max_pixels)
+        opened = _open(data, max_pixels)
+        with budget.take(opened.width * opened.height) if budget else contextlib.nullcontext():
+            return _converted(opened, channels)
     except ImageError:
         raise
     except Exception as error:  # a damaged file makes Pillow's parsers raise anything
@@ -51,18 +59,32 @@ def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpola
     return np.asarray(resized).reshape(size, size, -1)
 
 
-def _decode(data: bytes, channels: int, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header, and refuse what costs too much before any memory is taken."""
+    if (parts := image_cost.count_parts(data)) > image_cost.MAX_PARTS:
+        raise ImageError(
+            f"the file has {parts:,} parts or more, expected at most {image_cost.MAX_PARTS:,}: save it anew"
+        )
     opened = Image.open(io.BytesIO(data), formats=FORMATS)
-    if opened.width * opened.height > max_pixels:  # known from its header, before any memory is taken
+    pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
+    if pixels > max_pixels:
         raise ImageError(f"the image has {opened.width} x {opened.height} pixels, expected at most {max_pixels:,}")
-    if opened.format == "JPEG" and data.count(JPEG_SCAN) > MAX_SCANS:
-        raise ImageError(f"the JPEG has {data.count(JPEG_SCAN)} scans, expected at most {MAX_SCANS}: save it anew")
-    image: Image.Image = ImageOps.exif_transpose(opened)
+    if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
+        raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
+    if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
+        raise ImageError(f"this kind of {opened.format} is slow to decode, and has more than 1 MiB: save it as PNG")
+    return opened
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would take its memory once more
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit image (mode {image.mode}), expected 8 or 16 bits per channel: convert it")
     if image.mode.startswith("I;16"):  # Pillow would cut 16-bit gray off at 255 instead of scaling it
         image = image.convert("I").point(lambda value: value / 256)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image.load()
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
 def _reason(error: Exception) -> str:

@@ -11,12 +11,14 @@ from serving.settings import Limits
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """Answer while the process lives, also without a model."""
     return {"status": "alive"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "No model is loaded yet; `error` says why."}})
 async def readyz(request: Request) -> JSONResponse:
     """Say which model is live, and why it is not the one the alias points to, where that is so."""

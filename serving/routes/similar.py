@@ -1,13 +1,13 @@
 """An image in, the most similar images of the index out."""
 
 import base64
-import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
+from serving.formats import json_response
 from serving.index import Neighbor, NoIndexError
 from serving.indexes import Indexes
 from serving.prediction import predict_body
@@ -17,6 +17,8 @@ RESPONSES = ERRORS | {
     404: {"description": "The server was started without an index; `detail` says how to build one."},
     503: {"description": "There is no model yet, or no index of it, or too many wait; `detail` says why."},
 }
+
+MAX_THUMBNAILS = 400  # of an answer: some 2 MB
 
 router = APIRouter(prefix="/v1", tags=["v1"], responses=RESPONSES)
 
@@ -37,34 +39,33 @@ class SimilarImages(BaseModel):
     neighbors: list[list[SimilarImage]]
 
 
-@router.post("/similar", openapi_extra=IMAGES)
+@router.post("/similar", response_model=SimilarImages, openapi_extra=IMAGES)
 async def similar(
     request: Request,
-    response: Response,
     k: Annotated[int, Query(ge=1, le=100, description="How many, for each image.")] = 10,
     thumbnails: Annotated[bool, Query(description="Whether to send them.")] = False,
-) -> SimilarImages:
+) -> Response:
     """Return the images of the index whose embeddings have the largest cosine with that of an image."""
     indexes: Indexes = request.app.state.indexes
+    if indexes.directory is None:
+        raise HTTPException(404, indexes.advice(), headers=request.app.state.inference.live().headers())
     live, prediction = await predict_body(request)
+    if thumbnails and k * len(prediction.embedding) > MAX_THUMBNAILS:
+        detail = f"{k} thumbnails for each of {len(prediction.embedding)} images, expected {MAX_THUMBNAILS} at most"
+        raise HTTPException(400, detail, headers=live.headers())
+
+    def answer() -> Response:
+        found = indexes.find(live).search(prediction.embedding, k=k, has_thumbnails=thumbnails)
+        neighbors = [[_describe(neighbor) for neighbor in row] for row in found]
+        return json_response({"model": describe(live), "neighbors": neighbors}, live.headers())
+
     try:
-        index = await anyio.to_thread.run_sync(indexes.find, live, limiter=indexes.limiter)
-        search = functools.partial(index.search, prediction.embedding, k=k, has_thumbnails=thumbnails)
-        found = await anyio.to_thread.run_sync(search, limiter=indexes.limiter)
+        return await anyio.to_thread.run_sync(answer, limiter=indexes.limiter)
     except NoIndexError as error:
-        if indexes.directory is None:  # waiting does not help
-            raise HTTPException(404, str(error), headers=live.headers()) from error
         raise HTTPException(503, str(error), headers={**live.headers(), "Retry-After": "60"}) from error
-    response.headers.update(live.headers())
-    neighbors = [[_similar_image(neighbor) for neighbor in row] for row in found]
-    return SimilarImages(model=Model(**describe(live)), neighbors=neighbors)
 
 
-def _similar_image(neighbor: Neighbor) -> SimilarImage:
+def _describe(neighbor: Neighbor) -> dict[str, Any]:
     jpeg = neighbor.thumbnail
-    return SimilarImage(
-        id=neighbor.id,
-        label=neighbor.label,
-        similarity=neighbor.similarity,
-        thumbnail=None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
-    )
+    url = None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return {"id": neighbor.id, "label": neighbor.label, "similarity": neighbor.similarity, "thumbnail": url}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
@@ -114,8 +114,7 @@ async def classify(
     normalize: Annotated[bool, Query(description="Embeddings of length 1.")] = False,
 ) -> Response:
     """Return the most probable classes of each image; as an array, the probabilities of all classes, (N, K)."""
-    live, prediction = await predict_body(request)
-    _require(live, "classification")
+    live, prediction = await predict_body(request, task="classification")
     probabilities = prediction.probabilities()
     media_type = choose_media_type(request.headers.get("accept", ""), (JSON, NPY, RAW))
     if media_type != JSON:
@@ -148,8 +147,7 @@ async def embed(
 )
 async def segment(request: Request) -> Response:
     """Return the most probable class at each site of each image; also as PNG (one image) or as an array (N, h, w)."""
-    live, prediction = await predict_body(request)
-    _require(live, "segmentation")
+    live, prediction = await predict_body(request, task="segmentation")
     masks = prediction.logits.argmax(axis=1)
     offered = (JSON, NPY, PNG) if len(masks) == 1 else (JSON, NPY)
     media_type = choose_media_type(request.headers.get("accept", ""), offered)
@@ -167,12 +165,6 @@ async def segment(request: Request) -> Response:
 def describe(live: LiveModel) -> dict[str, str]:
     """Return what an answer says of the model."""
     return {"name": live.name, "version": live.version, "data_hash": live.data_hash}
-
-
-def _require(live: LiveModel, task: str) -> None:
-    if live.onnx.task != task:
-        route = {"classification": "/v1/classify", "segmentation": "/v1/segment"}.get(live.onnx.task, "/v1/embed")
-        raise HTTPException(409, f"the live model is made for {live.onnx.task}: use {route}", headers=live.headers())
 
 
 def _top(probabilities: NDArray[np.float64], names: Sequence[str], count: int) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from serving.open_inference import (
     Server,
     Tensor,
 )
-from serving.preprocessing import ImageError
+from serving.prediction import answered_by
 from serving.settings import Limits
 from serving.tensors import InferRequest, TensorError, decode_request, encode_response
 
@@ -39,7 +39,7 @@ _codec = anyio.CapacityLimiter(1)  # Python reads one JSON at a time anyway: so 
 _decompressed = anyio.CapacityLimiter(8)  # bodies in memory at once; the others wait as short as they came
 
 router = APIRouter(prefix="/v2", tags=["v2"])
-models = APIRouter(prefix="/models/{name}", responses=OTHER_MODEL | NOT_READY)
+models = APIRouter(prefix="/v2/models/{name}", tags=["v2"], responses=OTHER_MODEL | NOT_READY)
 
 
 @router.get("")
@@ -97,9 +97,6 @@ async def infer_version(request: Request, response: Response, name: str, version
     return await _infer(request, _served(request, response, name, version))
 
 
-router.include_router(models)
-
-
 def _served(request: Request, response: Response, name: str, version: str | None = None) -> LiveModel:
     inference: Inference = request.app.state.inference
     live = inference.live()
@@ -124,7 +121,7 @@ def _describe(live: LiveModel) -> Model:
 
 async def _infer(request: Request, live: LiveModel) -> Response:
     limits: Limits = request.app.state.limits
-    try:
+    with answered_by(live):
         body = await read_body(request, limits.body_bytes)
         encoding = request.headers.get("content-encoding", "")
         async with _decompressed if encoding else contextlib.nullcontext():
@@ -132,11 +129,6 @@ async def _infer(request: Request, live: LiveModel) -> Response:
                 body = await anyio.to_thread.run_sync(decompress, body, encoding, limits.body_bytes, limiter=_codec)
             asked = await _read(body, request.headers.get(HEADER_SIZE), live, max_images=limits.images)
             prediction = await _predict(request.app.state.inference, live, asked)
-    except (TensorError, ImageError) as error:
-        raise HTTPException(400, str(error), headers=live.headers()) from error
-    except HTTPException as error:
-        error.headers = {**(error.headers or {}), **live.headers()}
-        raise
     return await _answer(live, asked, prediction)
 
 

@@ -65,7 +65,10 @@ class PrefectApi:
 
     def log(self, run: str) -> list[str]:
         content = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
-        return [line["message"] for line in self.post("/logs/filter", content)]
+        lines: list[str] = []
+        while page := self.post("/logs/filter", content | {"offset": len(lines)}):  # 200 at most
+            lines += [line["message"] for line in page]
+        return lines
 
     def task_states(self, run: str) -> dict[str, str]:
         """Return the names of the states of a run's tasks."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -49,7 +50,9 @@ class Stage:
         self.server.wait_for(lambda content: content["model"] and content["model"]["version"] == version, seconds)
 
     def deliveries(self) -> int:
-        return self.server.log.read_text().count("POST /hooks/mlflow")
+        text = self.server.request("/metrics").content.decode()
+        counts = re.findall(r'route="/hooks/mlflow",status="202"} (\d+)', text)
+        return int(counts[0]) if counts else 0
 
 
 @pytest.fixture(scope="module")

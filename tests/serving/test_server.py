@@ -136,6 +136,8 @@ def test_masks_of_many_classes_have_16_bits():
         ("c/c, b/b;q=0", "a/a"),
         ("b/b;q=x;;,,", "a/a"),
         ("b/b, a/a", "b/b"),
+        ("b/b;q=0.1, */*", "a/a"),
+        ("b/b, */*;q=0.1", "b/b"),
     ],
 )
 def test_what_a_client_accepts(accept, chosen):
