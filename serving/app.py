@@ -5,6 +5,7 @@ import gc
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -54,6 +55,7 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
         app.include_router(module.router)
     app.include_router(v2.models)  # not inside of another one: a route is known by its whole path
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(NotReadyError, _unavailable)
     app.add_exception_handler(OverloadedError, _unavailable)
     app.add_exception_handler(Exception, _internal_error)
@@ -68,6 +70,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     _forget_frames(error)
     return error_response(request.url.path, error.status_code, error.detail, error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Say in one sentence what FastAPI lists."""
+    assert isinstance(error, RequestValidationError)
+    reasons = [f"{each['loc'][-1]}: {each['msg']}, got {str(each.get('input'))[:50]!r}" for each in error.errors()]
+    return error_response(request.url.path, 422, "; ".join(reasons))
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:

@@ -45,9 +45,7 @@ async def read_files(request: Request, limits: Limits) -> list[bytes]:
     if media_type in ("application/json", "text/json"):
         raise HTTPException(415, f"the body is JSON: {HOW}; arrays go to /v2")
     if encoding := request.headers.get("content-encoding", "").strip():
-        raise HTTPException(
-            415, f"the body is encoded ({encoding[:20]}): send images as they are"
-        )
+        raise HTTPException(415, f"the body is encoded ({encoding[:20]}): send images as they are")
     body = await read_body(request, limits.body_bytes)
     files = (
         await _files_of_form(request.headers, body, limits.images) if media_type == "multipart/form-data" else [body]

@@ -42,7 +42,11 @@ def decode(
     """
     try:
         opened = _open(data, max_pixels)
-        with budget.take(opened.width * opened.height) if budget else contextlib.nullcontext():
+        with (
+            budget.take(opened.width * opened.height * image_cost.pixel_cost(opened))
+            if budget
+            else contextlib.nullcontext()
+        ):
             return _converted(opened, channels)
     except ImageError:
         raise
@@ -67,8 +71,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         )
     opened = Image.open(io.BytesIO(data), formats=FORMATS)
     pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
-    if pixels > max_pixels:
-        raise ImageError(f"the image has {opened.width} x {opened.height} pixels, expected at most {max_pixels:,}")
+    most = max_pixels // image_cost.pixel_cost(opened)
+    if pixels > most:
+        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
     if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
         raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):

@@ -11,11 +11,14 @@ from serving.formats import json_response
 from serving.index import Neighbor, NoIndexError
 from serving.indexes import Indexes
 from serving.prediction import predict_body
-from serving.routes.v1 import ERRORS, IMAGES, Model, describe
+from serving.routes.v1 import ERRORS, IMAGES, Model, Refusal, describe
 
 RESPONSES = ERRORS | {
-    404: {"description": "The server was started without an index; `detail` says how to build one."},
-    503: {"description": "There is no model yet, or no index of it, or too many wait; `detail` says why."},
+    404: {"model": Refusal, "description": "The server was started without an index; `detail` says how to build one."},
+    503: {
+        "model": Refusal,
+        "description": "There is no model yet, or no index of it, or too many wait; `detail` says why.",
+    },
 }
 
 MAX_THUMBNAILS = 400  # of an answer: some 2 MB

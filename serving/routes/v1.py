@@ -32,16 +32,26 @@ IMAGES: dict[str, Any] = {
         },
     }
 }
+
+
+class Refusal(BaseModel):
+    """Why a request was refused."""
+
+    detail: str = Field(examples=["the body is empty: send one image file as the body"])
+
+
+DESCRIPTIONS = {
+    400: "The body holds no image that can be used; `detail` says why, and which one.",
+    401: "An API key is required.",
+    408: "The body did not arrive in time.",
+    409: "The live model has another task.",
+    413: "The body is too long, or holds too many images.",
+    415: "The body is JSON, or compressed.",
+    422: "A parameter is not what it should be.",
+    503: "No model is loaded yet, or too many wait; `detail` says which, Retry-After when to come back.",
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body holds no image that can be used; `detail` says why, and which one."},
-    401: {"description": "An API key is required."},
-    408: {"description": "The body did not arrive in time."},
-    409: {"description": "The live model has another task."},
-    413: {"description": "The body is too long, or holds too many images."},
-    415: {"description": "The body is JSON."},
-    503: {
-        "description": "No model is loaded yet, or too many wait; `detail` says which, Retry-After when to come back."
-    },
+    status: {"model": Refusal, "description": description} for status, description in DESCRIPTIONS.items()
 }
 ARRAY = {media_type: {"schema": FILE} for media_type in (NPY, RAW)}
 

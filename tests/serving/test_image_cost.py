@@ -21,6 +21,12 @@ def encode(kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
+def encode_large(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (5000, 4000)).save(buffer, kind)
+    return buffer.getvalue()
+
+
 def multiply_scans(file: bytes, count: int) -> bytes:
     """Repeat the last scan of a JPEG, of an MPO of its first picture."""
     end = file.index(b"\xff\xd9")
@@ -59,6 +65,7 @@ PNG = encode("PNG")
         (PROGRESSIVE[:2] + b"\xff\xe1\0\2" * MANY + PROGRESSIVE[2:], "20,001 parts"),
         (PROGRESSIVE[:2] + b"\xff" * 30_000 + PROGRESSIVE[2:], "20,001 parts"),
         (PNG[:33] + chunk(b"prVt") * MANY + PNG[33:], "20,001 parts"),
+        (encode_large("JPEG2000"), "the JPEG2000 has 5000 x 4000 pixels, expected at most 16,000,000"),
         (tiff("<", 10_000_000), "10,000,000 parts"),
         (tiff(">", 10_000_000), "10,000,000 parts"),
         (big_tiff(10_000_000), "10,000,000 parts"),
@@ -71,6 +78,7 @@ PNG = encode("PNG")
         "segments",
         "fill bytes",
         "chunks",
+        "pixels that cost more",
         "tiles",
         "tiles, MM",
         "strips of a BigTIFF",

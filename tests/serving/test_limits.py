@@ -85,7 +85,7 @@ def test_several_images(server):
         (b"", {}, 400, "the body is empty: send one image file as the body"),
         (b"{}", {"Content-Type": "application/json"}, 415, "arrays go to /v2"),
         (RED, {"Content-Type": "application/x-www-form-urlencoded"}, 200, ""),  # what curl --data-binary says
-        (picture((1, 2, 3), size=(101, 100)), {}, 400, "the image has 101 x 100 pixels, expected at most 10,000"),
+        (picture((1, 2, 3), size=(101, 100)), {}, 400, "the PNG has 101 x 100 pixels, expected at most 10,000"),
     ],
 )
 def test_bodies(server, body, headers, status, reason):
