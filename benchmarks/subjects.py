@@ -76,7 +76,9 @@ def export(subject: Subject, path: Path, *, seed: int = 0) -> None:
     images = np.random.default_rng(seed).integers(
         0, 256, (SELF_TEST_IMAGES, subject.size, subject.size, 3), dtype=np.uint8
     )
-    write_self_test(model, images, path.with_name(SELF_TEST), Export(opset=20, max_abs_error=1e-4, min_cosine=0.9999))
+    write_self_test(
+        model, images, path.with_name(SELF_TEST), Export(opset=20, max_abs_error=1e-4, min_cosine=0.9999, int8=False)
+    )
 
 
 def image_files(subject: Subject, *, seed: int = 0) -> list[bytes]:

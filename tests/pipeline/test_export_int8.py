@@ -29,6 +29,7 @@ def registered(workspace) -> str:
     return read_json(workspace.root / "reports/registration.json")["version"]
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 def test_from_the_parameter_to_the_server(workspace, tmp_path, monkeypatch):
     before = read_json(workspace.root / "reports/registration.json")["version"]
