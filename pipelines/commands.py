@@ -96,7 +96,8 @@ def _run() -> None:
         chosen = app(standalone_mode=False, prog_name="grpo-rm")
     except typer.TyperException as error:
         if reason := " ".join(error.format_message().split()):  # none where there was no command: help was shown
-            print(f"error: {reason.rstrip('.')}; `grpo-rm --help` lists commands and options", file=sys.stderr)
+            path = getattr(getattr(error, "ctx", None), "command_path", "grpo-rm")
+            print(f"error: {reason.rstrip('.')}; `{path} --help` lists what there is", file=sys.stderr)
         sys.exit(error.exit_code)
     if callable(chosen):  # else it was --help
         _interruptible(chosen)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         FileNotFoundError: There is no such file.
+        OSError: The address cannot be had.
         ValueError: The file or a setting cannot be used.
     """
     import uvicorn
@@ -41,10 +43,13 @@ def serve(settings: Settings) -> None:
     from serving.app import create_app
     from serving.deployment import Deployment, load_file
     from serving.follower import Follower, parse_alias
+    from serving.indexes import Indexes
     from serving.protocol import bounded_protocol
     from serving.registry import open_registry
 
     alias = parse_alias(settings.model)
+    listener = listen(settings.host, settings.port)
+    indexes = Indexes(settings.index, settings.model)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     # Versions are downloaded for this process alone: what a start finds is what the registry has.
     with tempfile.TemporaryDirectory(prefix="grpo-rm-serving-", ignore_cleanup_errors=True) as cache:
@@ -58,19 +63,42 @@ def serve(settings: Settings) -> None:
                 poll_seconds=settings.poll_seconds,
                 threads=settings.threads,
                 precision=settings.precision,
+                indexes=indexes,
             )
         else:
-            deployment, follower = Deployment(load_file(Path(settings.model), threads=settings.threads)), None
-        uvicorn.run(
-            create_app(deployment, follower, settings, keys),
-            host=settings.host,
-            port=settings.port,
+            live = load_file(Path(settings.model), threads=settings.threads)
+            deployment, follower = Deployment(live), None
+            for warning in indexes.warnings(live):
+                logging.getLogger("serving").warning(warning)
+        config = uvicorn.Config(
+            create_app(deployment, follower, indexes, settings, keys),
             http=bounded_protocol(settings.limits.seconds),
             ws="none",
             access_log=False,  # /metrics counts; a line for each request costs more than some requests
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
+        uvicorn.Server(config).run([listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address, before anything else is done.
+
+    Raises:
+        OSError: It cannot be had.
+    """
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Name another address with --host and --port "
+            "(GRPO_RM_HOST, GRPO_RM_PORT)"
+        ) from error
+    logging.getLogger("serving").info("http://%s:%d", *listener.getsockname()[:2])
+    return listener
 
 
 if __name__ == "__main__":

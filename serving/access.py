@@ -55,14 +55,22 @@ class ApiKeys:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> list[bytes]:
-        lines = (line.partition("#")[0].strip() for line in self._path.read_text(encoding="utf-8").splitlines())
-        keys = [line.encode() for line in lines if line]
-        if not keys or not all(key.isascii() and len(key) >= MIN_LENGTH for key in keys):
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise OSError(
+                f"the API keys (GRPO_RM_API_KEYS_FILE) {self._path} cannot be read: {error.strerror}"
+            ) from error
+        keys = {number: line.partition("#")[0].strip() for number, line in enumerate(lines, 1)}
+        keys = {number: key for number, key in keys.items() if key}
+        wrong = [number for number, key in keys.items() if not (key.isascii() and len(key) >= MIN_LENGTH)]
+        if wrong or not keys:
+            where = f"line {wrong[0]} of {self._path} is no key" if wrong else f"{self._path} has no key"
             raise ValueError(
-                f"{self._path} has {len(keys)} keys, expected at least one, each of {MIN_LENGTH} ASCII characters or "
-                "more, one on a line: make one with `openssl rand -hex 24`"
+                f"{where}, expected {MIN_LENGTH} ASCII characters or more, one key on a line: make one with "
+                "`openssl rand -hex 24`"
             )
-        return keys
+        return [key.encode() for key in keys.values()]
 
 
 class Access:

@@ -22,12 +22,15 @@ from serving.routes import metrics as metrics_route
 from serving.settings import Settings
 
 
-def create_app(deployment: Deployment, follower: Follower | None, settings: Settings, keys: ApiKeys | None) -> FastAPI:
+def create_app(
+    deployment: Deployment, follower: Follower | None, indexes: Indexes, settings: Settings, keys: ApiKeys | None
+) -> FastAPI:
     """Return the application.
 
     Args:
         deployment: The model that answers.
         follower: Started and ended with the application; None where the model is a file.
+        indexes: In which similar images are looked up.
         settings: What the server was told.
         keys: Who may ask; None lets everybody in.
     """
@@ -50,7 +53,7 @@ def create_app(deployment: Deployment, follower: Follower | None, settings: Sett
     app = FastAPI(title="grpo-rm", summary="An exported encoder.", lifespan=lifespan, redirect_slashes=False)
     app.state.deployment, app.state.follower, app.state.metrics = deployment, follower, metrics
     app.state.webhook_secret, app.state.limits = settings.webhook_secret, settings.limits
-    app.state.indexes = Indexes(settings.index, settings.model)
+    app.state.indexes = indexes
     for module in (health, v1, similar, v2, hooks, metrics_route, page):
         app.include_router(module.router)
     app.include_router(v2.models)  # not inside of another one: a route is known by its whole path

@@ -69,14 +69,14 @@ async def _files_of_form(headers: Headers, body: bytes, most: int) -> list[bytes
         yield body
 
     try:
-        form = await _InMemory(headers, stream(), max_files=most + 1, max_fields=most).parse()
+        form = await _InMemory(headers, stream(), max_files=most, max_fields=most).parse()
     except Exception as error:  # of the parser, or of a charset that the form names
         reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
+        if reason.startswith("Too many files"):
+            raise HTTPException(413, f"the form has more than {most} files") from error
         raise HTTPException(400, f"the form cannot be read: {reason}") from error
     files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     await form.close()
-    if len(files) > most:
-        raise HTTPException(413, f"the form has more than {most} files")
     if not files:
         raise HTTPException(400, f"the form has no file: {HOW}, such as `curl -F image=@cat.jpg`")
     return files

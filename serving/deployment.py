@@ -85,7 +85,10 @@ def load_file(path: Path, *, threads: int = 0) -> LiveModel:
         ValueError: It is not what stage export makes.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no model file {path}: run `make pipeline`, or name another with --model")
+        hint = (
+            f"did you mean models:/{path}?" if "@" in path.name else "run `make pipeline`, or name another with --model"
+        )
+        raise FileNotFoundError(f"there is no model file {path}: {hint}")
     model = OnnxModel(path, threads=threads)
     return LiveModel(model, path.name, _sha256(path)[:12], _data_hash(model))
 

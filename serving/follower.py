@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from serving.deployment import FILES, Deployment, load_version
+from serving.indexes import Indexes
 from serving.registry import Registry, Version
 
 KEPT_VERSIONS = 2  # on disk: the live one and the one before, for a rollback without a download
@@ -60,11 +61,13 @@ class Follower(threading.Thread):
         poll_seconds: float,
         precision: str = "fp32",
         threads: int = 0,
+        indexes: Indexes | None = None,
     ) -> None:
         super().__init__(name="follower", daemon=True)  # a download under way does not hold up the end of the process
         self.deployment, self.registry, self.alias = deployment, registry, alias
         self.cache, self.poll_seconds = cache, poll_seconds
         self.precision, self.threads = precision, threads
+        self.indexes = indexes
         self._wake, self._is_stopped = threading.Event(), False
         self._live = ""
         self._rejected: Version | None = None
@@ -109,7 +112,8 @@ class Follower(threading.Thread):
         try:
             model = load_version(self.registry, version, directory, precision=self.precision, threads=self.threads)
         except ValueError as error:
-            self._rejected, self._reason = version, _first_line(error)
+            self._rejected = version
+            self._reason = f"{_first_line(error)}. It is tried again when a webhook calls, or after a start"
             self.deployment.reloads["rejected"] += 1
             shutil.rmtree(directory)
             raise
@@ -117,7 +121,7 @@ class Follower(threading.Thread):
         self.deployment.reloads["live"] += 1
         self.deployment.model = model  # requests under way end with the old one
         logger.info("%s version %s is live, data %s", model.name, model.version, model.data_hash or "unknown")
-        for warning in model.warnings:
+        for warning in [*model.warnings, *(self.indexes.warnings(model) if self.indexes else [])]:
             logger.warning("%s version %s: %s", model.name, model.version, warning)
         self._forget_old_versions(directory)
 
@@ -129,7 +133,8 @@ class Follower(threading.Thread):
 
     def _say(self, error: str | None) -> None:
         if error and error != self.deployment.error:
-            logger.warning("the model stays as it is: %s", error)
+            state = "the model stays as it is" if self.deployment.model else "there is no model yet"
+            logger.warning("%s: %s", state, error)
         self.deployment.error = error
 
     def _identity(self, version: Version) -> str:

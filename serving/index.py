@@ -11,6 +11,7 @@ have names of their own each time.
 
 import hashlib
 import json
+import logging
 import sqlite3
 import threading
 import weakref
@@ -178,6 +179,7 @@ def _read_description(path: Path) -> Description:
 
 
 def _read_vectors(directory: Path, description: Description) -> Any:
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which instructions of the CPU it tried
     import faiss  # not before there is an index
 
     path = directory / description.vectors

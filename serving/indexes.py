@@ -48,10 +48,7 @@ class Indexes:
         try:
             state = state_of(directory)
         except OSError as error:
-            raise NoIndexError(
-                f"there is no index of {live.name} version {live.version} (model_sha256 {sha256[:12]}...) in "
-                f"{self.directory}, which has {self._contents()}. {self._advice()}"
-            ) from error
+            raise NoIndexError(self._missing(live)) from error
         earlier = self._used.get(sha256)
         if earlier is not None and earlier.state == state:
             return earlier
@@ -84,6 +81,12 @@ class Indexes:
             return current
         raise NoIndexError(f"{self._failed[2]}. {self._advice()}")
 
+    def warnings(self, live: LiveModel) -> list[str]:
+        """Return that there is no index of a model, where that is so. Reads nothing."""
+        if self.directory is None or directory_of(self.directory, live.onnx.model_sha256).is_dir():
+            return []
+        return [f"/v1/similar will answer 503: {self._missing(live)}"]
+
     def advice(self) -> str:
         """Return what is to be done where the server was started without indexes."""
         return (
@@ -95,6 +98,12 @@ class Indexes:
         if self.directory is None:
             raise NoIndexError(self.advice())
         return directory_of(self.directory, live.onnx.model_sha256)
+
+    def _missing(self, live: LiveModel) -> str:
+        return (
+            f"there is no index of {live.name} version {live.version} (model_sha256 {live.onnx.model_sha256[:12]}...) "
+            f"in {self.directory}, which has {self._contents()}. {self._advice()}"
+        )
 
     def _contents(self) -> str:
         assert self.directory is not None

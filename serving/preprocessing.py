@@ -22,6 +22,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; more than a camera of 50 megapixels gives
 
 
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns in the log; ours is told to the one who sent it
+
+
 class ImageError(ValueError):
     """A file that cannot be used; the message is for the one who sent it."""
 

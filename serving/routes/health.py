@@ -39,7 +39,7 @@ async def readyz(request: Request) -> JSONResponse:
             "model_sha256": model.onnx.model_sha256,
             "precision": model.onnx.precision,
             "loaded_at": model.loaded_at.isoformat(timespec="seconds"),
-            "warnings": list(model.warnings),
+            "warnings": [*model.warnings, *request.app.state.indexes.warnings(model)],
             "task": model.onnx.task,
             "provider": model.onnx.provider,
             "num_classes": len(model.onnx.classes),

@@ -101,7 +101,9 @@ def _served(request: Request, response: Response, name: str, version: str | None
     inference: Inference = request.app.state.inference
     live = inference.live()
     if name != live.name or version not in (None, live.version):
-        raise HTTPException(404, f"this model or version is not served, but {live.name!r} version {live.version!r}")
+        raise HTTPException(
+            404, f"this model or version is not served here, but {live.name!r} version {live.version!r} is"
+        )
     response.headers.update(live.headers())
     return live
 

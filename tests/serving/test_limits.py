@@ -73,7 +73,7 @@ def test_several_images(server):
     ("body", "headers", "status", "reason"),
     [
         (*form(RED, RED, RED, RED), 413, "the form has more than 3 files"),
-        (*form(*[RED] * 9), 400, "Too many files"),
+        (*form(*[RED] * 9), 413, "the form has more than 3 files"),
         (*form(), 400, "the form has no file"),
         (*form(RED, name='name="image"'), 400, "the form cannot be read: it is damaged|the form has no file"),
         (*form(RED, b""), 400, "image 2 of 2 is empty"),
@@ -340,8 +340,21 @@ def test_api_keys(tmp_path, keys):
         assert KEY not in server.log.read_text() and OTHER not in server.log.read_text()
 
 
-@pytest.mark.parametrize("text", ["", "# none\n", "short\n"])
-def test_keys_that_cannot_be_used(keys, text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has no key, expected 16 ASCII characters"),
+        ("# none\n", "has no key"),
+        (f"{KEY}\nshort\n", "line 2 of .* is no key"),
+        ("ä" * 20, "line 1 of .* is no key"),
+    ],
+)
+def test_keys_that_cannot_be_used(keys, text, reason):
     keys.write_text(text)
-    with pytest.raises(ValueError, match="expected at least one, each of 16 ASCII characters or more"):
+    with pytest.raises(ValueError, match=reason):
         ApiKeys(keys)
+
+
+def test_keys_that_are_not_there(tmp_path):
+    with pytest.raises(OSError, match=r"GRPO_RM_API_KEYS_FILE.* cannot be read: No such file"):
+        ApiKeys(tmp_path / "keys")

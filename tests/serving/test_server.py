@@ -279,6 +279,8 @@ def test_requests_of_many_clients(server):
     [
         ([], "no model: name one with --model or GRPO_RM_MODEL"),
         (["--model", "nowhere.onnx"], "there is no model file nowhere.onnx"),
+        (["--model", "name@champion"], "did you mean models:/name@champion?"),
+        (["--model", "models:/name@champion", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8000: Cannot assign"),
     ],
 )
 def test_what_cannot_be_served(arguments, reason, tmp_path):
