@@ -78,6 +78,7 @@ def serve(settings: Settings) -> None:
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
+        logging.getLogger("serving").info("http://%s:%d", *listener.getsockname()[:2])
         uvicorn.Server(config).run([listener])
 
 
@@ -97,7 +98,6 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}. Name another address with --host and --port "
             "(GRPO_RM_HOST, GRPO_RM_PORT)"
         ) from error
-    logging.getLogger("serving").info("http://%s:%d", *listener.getsockname()[:2])
     return listener
 
 

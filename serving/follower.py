@@ -116,7 +116,7 @@ class Follower(threading.Thread):
             self._reason = f"{_first_line(error)}. It is tried again when a webhook calls, or after a start"
             self.deployment.reloads["rejected"] += 1
             shutil.rmtree(directory)
-            raise
+            raise ValueError(self._reason) from error
         self._rejected, self._live = None, self._identity(version)
         self.deployment.reloads["live"] += 1
         self.deployment.model = model  # requests under way end with the old one

@@ -35,7 +35,7 @@ class Batching:
         queue: Images that may wait; over it, requests are told to come back.
     """
 
-    max_batch: int = 8
+    max_batch: int = 4
     max_wait_ms: float = 1
     queue: int = 256
 

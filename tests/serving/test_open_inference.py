@@ -84,7 +84,7 @@ def test_infer_a_version(client, server):
     version = server.request("/readyz").content["model"]["version"]
     result = client.infer(NAME, [tensor()], model_version=version)
     assert result.get_response()["model_version"] == version
-    with pytest.raises(InferenceServerException, match=f"is not served, but 'tiny.onnx' version '{version}'"):
+    with pytest.raises(InferenceServerException, match=f"is not served here, but 'tiny.onnx' version '{version}' is"):
         client.infer(NAME, [tensor()], model_version="1")
     with pytest.raises(InferenceServerException, match="is not served"):
         client.infer("other", [tensor()])

@@ -14,6 +14,7 @@ from tiny_onnx import write_onnx
 
 from serving.app import create_app
 from serving.deployment import Deployment, load_file
+from serving.indexes import Indexes
 from serving.settings import read_settings
 
 MEGABYTE = 1 << 20
@@ -24,7 +25,8 @@ def port(tmp_path):
     """The application in this process, so that its memory can be seen."""
     model = load_file(write_onnx(tmp_path / "tiny.onnx"))
     number = free_port()
-    app = create_app(Deployment(model), None, read_settings(["--model", "tiny.onnx"]), None)
+    indexes = Indexes(None, "tiny.onnx")
+    app = create_app(Deployment(model), None, indexes, read_settings(["--model", "tiny.onnx"]), None)
     server = uvicorn.Server(uvicorn.Config(app, port=number, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
