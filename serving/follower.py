@@ -1,5 +1,7 @@
 """The thread that makes the version an alias points to the live model: promotion and rollback alike."""
 
+import contextlib
+import ctypes
 import logging
 import re
 import shutil
@@ -124,6 +126,8 @@ class Follower(threading.Thread):
         for warning in [*model.warnings, *(self.indexes.warnings(model) if self.indexes else [])]:
             logger.warning("%s version %s: %s", model.name, model.version, warning)
         self._forget_old_versions(directory)
+        del model
+        _give_memory_back()
 
     def _forget_old_versions(self, newest: Path) -> None:
         newest.touch()
@@ -140,6 +144,12 @@ class Follower(threading.Thread):
     def _identity(self, version: Version) -> str:
         """Return what tells versions apart, as a file name: a model deleted and made anew counts from 1 again."""
         return quote(f"{version.version} {version.tags.get(FILES[self.precision].onnx_tag, '')}", safe="")
+
+
+def _give_memory_back() -> None:
+    """Return what the former model took to the system: glibc keeps it, and takes more for the next one."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _first_line(error: Exception) -> str:
