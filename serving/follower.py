@@ -81,6 +81,7 @@ class Follower(threading.Thread):
         is_woken = True
         while not self._is_stopped:
             self.follow(is_woken=is_woken)
+            _give_memory_back()
             is_woken = self._wake.wait(self.poll_seconds)
             self._wake.clear()
 
@@ -126,8 +127,6 @@ class Follower(threading.Thread):
         for warning in [*model.warnings, *(self.indexes.warnings(model) if self.indexes else [])]:
             logger.warning("%s version %s: %s", model.name, model.version, warning)
         self._forget_old_versions(directory)
-        del model
-        _give_memory_back()
 
     def _forget_old_versions(self, newest: Path) -> None:
         newest.touch()
@@ -147,7 +146,10 @@ class Follower(threading.Thread):
 
 
 def _give_memory_back() -> None:
-    """Return what the former model took to the system: glibc keeps it, and takes more for the next one."""
+    """Return what a former model took to the system: glibc keeps it, and takes more for the next one.
+
+    At every look, because requests under way keep a model for a while after its successor is live.
+    """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
