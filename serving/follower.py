@@ -72,6 +72,7 @@ class Follower(threading.Thread):
         self.indexes = indexes
         self._wake, self._is_stopped = threading.Event(), False
         self._live = ""
+        self._kept: list[Path] = []
         self._rejected: Version | None = None
         self._reason = ""
         deployment.error = f"{alias.name}@{alias.alias} is being loaded"
@@ -129,9 +130,9 @@ class Follower(threading.Thread):
         self._forget_old_versions(directory)
 
     def _forget_old_versions(self, newest: Path) -> None:
-        newest.touch()
-        directories = sorted(self.cache.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for directory in directories[:-KEPT_VERSIONS]:
+        # Remembered, not read from the times of the files: two small versions may be loaded within one tick.
+        self._kept = [*(path for path in self._kept if path != newest), newest][-KEPT_VERSIONS:]
+        for directory in set(self.cache.iterdir()) - set(self._kept):
             shutil.rmtree(directory)
 
     def _say(self, error: str | None) -> None:
