@@ -50,6 +50,14 @@ class Stage:
         self.server.wait_for(lambda content: content["model"] and content["model"]["version"] == version, seconds)
 
     def deliveries(self) -> int:
+        """Return how many were answered, once no more are under way: the server is woken before it has answered."""
+        count, latest = -1, self._count()
+        while count != latest:
+            time.sleep(0.3)
+            count, latest = latest, self._count()
+        return count
+
+    def _count(self) -> int:
         text = self.server.request("/metrics").content.decode()
         counts = re.findall(r'route="/hooks/mlflow",status="202"} (\d+)', text)
         return int(counts[0]) if counts else 0
