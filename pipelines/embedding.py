@@ -31,7 +31,7 @@ from pipelines.stage import deferred_interrupt
 from pipelines.tables import write_csv
 from serving.deployment import FILES, LiveModel, load_file, load_version
 from serving.follower import parse_alias
-from serving.preprocessing import ImageError, Pixels, decode, evaluation_view
+from serving.preprocessing import ImageError, Pixels, decode
 from serving.processors import count_processors
 from serving.registry import open_registry
 
@@ -165,14 +165,7 @@ class _Decoder:
     """Reads and decodes images as the server does."""
 
     def __init__(self, live: LiveModel, has_thumbnails: bool) -> None:
-        preprocessing = live.onnx.preprocessing
-        self._channels = preprocessing["channels"]
-        self._view = {
-            "size": preprocessing["image_size"],
-            "crop_pct": preprocessing["crop_pct"],
-            "interpolation": preprocessing["interpolation"],
-        }
-        self._has_thumbnails = has_thumbnails
+        self._onnx, self._has_thumbnails = live.onnx, has_thumbnails
 
     def decode_all(self, batch: Sequence[ImageFile]) -> list[_Decoded]:
         return [self._decode(file) for file in batch]
@@ -182,12 +175,12 @@ class _Decoder:
         try:
             data = file.read()
             digest = hashlib.sha256(data).hexdigest()
-            image = decode(data, channels=self._channels)
+            image = decode(data, channels=self._onnx.preprocessing["channels"])
         except (ImageError, OSError) as error:
             reason = str(error) if isinstance(error, ImageError) else f"it cannot be read: {error.strerror}"
             return _Decoded(file.id, file.label, digest, reason, None, None)
         thumbnail = make_thumbnail(image) if self._has_thumbnails else None
-        return _Decoded(file.id, file.label, digest, None, thumbnail, evaluation_view(image, **self._view))
+        return _Decoded(file.id, file.label, digest, None, thumbnail, self._onnx.view(image))
 
 
 def make_thumbnail(image: Image.Image) -> bytes:

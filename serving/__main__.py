@@ -8,8 +8,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from serving.deployment import Deployment
+    from serving.follower import Follower
+    from serving.indexes import Indexes
 
 GRACE_SECONDS = 6  # for requests under way; container engines kill after 10
 
@@ -41,35 +47,15 @@ def serve(settings: Settings) -> None:
 
     from serving.access import ApiKeys
     from serving.app import create_app
-    from serving.deployment import Deployment, load_file
-    from serving.follower import Follower, parse_alias
     from serving.indexes import Indexes
     from serving.protocol import bounded_protocol
-    from serving.registry import open_registry
 
-    alias = parse_alias(settings.model)
     listener = listen(settings.host, settings.port)
     indexes = Indexes(settings.index, settings.model)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     # Versions are downloaded for this process alone: what a start finds is what the registry has.
     with tempfile.TemporaryDirectory(prefix="grpo-rm-serving-", ignore_cleanup_errors=True) as cache:
-        if alias:
-            deployment, registry = Deployment(), open_registry(settings.tracking_uri)
-            follower = Follower(
-                deployment,
-                registry,
-                alias,
-                cache=Path(cache),
-                poll_seconds=settings.poll_seconds,
-                threads=settings.threads,
-                precision=settings.precision,
-                indexes=indexes,
-            )
-        else:
-            live = load_file(Path(settings.model), threads=settings.threads)
-            deployment, follower = Deployment(live), None
-            for warning in indexes.warnings(live):
-                logging.getLogger("serving").warning(warning)
+        deployment, follower = open_model(settings, indexes, Path(cache))
         config = uvicorn.Config(
             create_app(deployment, follower, indexes, settings, keys),
             http=bounded_protocol(settings.limits.seconds),
@@ -80,6 +66,35 @@ def serve(settings: Settings) -> None:
         )
         logging.getLogger("serving").info("http://%s:%d", *listener.getsockname()[:2])
         uvicorn.Server(config).run([listener])
+
+
+def open_model(settings: Settings, indexes: "Indexes", cache: Path) -> "tuple[Deployment, Follower | None]":
+    """Load a file, or get ready to follow an alias.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file or a setting cannot be used.
+    """
+    from serving.deployment import Deployment, load_file
+    from serving.follower import Follower, parse_alias
+    from serving.registry import open_registry
+
+    if alias := parse_alias(settings.model):
+        deployment = Deployment()
+        return deployment, Follower(
+            deployment,
+            open_registry(settings.tracking_uri),
+            alias,
+            cache=cache,
+            poll_seconds=settings.poll_seconds,
+            threads=settings.threads,
+            precision=settings.precision,
+            indexes=indexes,
+        )
+    live = load_file(Path(settings.model), threads=settings.threads)
+    for warning in indexes.warnings(live):
+        logging.getLogger("serving").warning(warning)
+    return Deployment(live), None
 
 
 def listen(host: str, port: int) -> socket.socket:

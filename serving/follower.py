@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from serving.deployment import FILES, Deployment, load_version
 from serving.indexes import Indexes
+from serving.model import first_line
 from serving.registry import Registry, Version
 
 KEPT_VERSIONS = 2  # on disk: the live one and the one before, for a rollback without a download
@@ -109,7 +110,7 @@ class Follower(threading.Thread):
                 self._deploy(version)
             return self._say(None)
         except Exception as error:  # anything: a registry that is down must not end the thread
-            return self._say(_first_line(error))
+            return self._say(first_line(error))
 
     def _deploy(self, version: Version) -> None:
         directory = self.cache / self._identity(version)
@@ -117,7 +118,7 @@ class Follower(threading.Thread):
             model = load_version(self.registry, version, directory, precision=self.precision, threads=self.threads)
         except ValueError as error:
             self._rejected = version
-            self._reason = f"{_first_line(error)}. It is tried again when a webhook calls, or after a start"
+            self._reason = f"{first_line(error)}. It is tried again when a webhook calls, or after a start"
             self.deployment.reloads["rejected"] += 1
             shutil.rmtree(directory)
             raise ValueError(self._reason) from error
@@ -153,7 +154,3 @@ def _give_memory_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.inference import NotReadyError
+from serving.model import first_line
 
 FORMAT = 1
 DESCRIPTION = "index.json"
@@ -187,7 +188,7 @@ def _read_vectors(directory: Path, description: Description) -> Any:
     try:
         vectors = faiss.read_index(str(path))
     except RuntimeError as error:  # its C++ source file and line come first
-        raise ValueError(f"faiss cannot read {path.name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"faiss cannot read {path.name}: {first_line(error)}") from error
     if vectors.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(f"{path.name} is not an index by inner product, expected one over normalized embeddings")
     if (vectors.ntotal, vectors.d) != (description.count, description.dimension):

@@ -44,10 +44,8 @@ class Inference:
         # for its slowest thread. A GPU wants one batch after the other.
         self._batcher = Batcher(batching, runners=1 if has_gpu() else threads, on_batch=on_batch)
         Image.init()  # else the first request of each format pays for loading its decoder
-        self._decoders, self._free = (
-            ThreadPoolExecutor(threads, thread_name_prefix="decoder"),
-            asyncio.Semaphore(threads),
-        )
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
+        self._free = asyncio.Semaphore(threads)
         self._max_at_once, self._budget = threads, PixelBudget(max_pixels)
 
     def live(self) -> LiveModel:

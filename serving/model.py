@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
 from serving.image_cost import PixelBudget
 from serving.preprocessing import MAX_PIXELS, Pixels, decode, evaluation_view
@@ -69,7 +70,7 @@ class OnnxModel:
         try:
             self._session = onnxruntime.InferenceSession(path, _options(threads), [GPU, CPU] if has_gpu() else [CPU])
         except Exception as error:  # onnxruntime has an exception class for each of its status codes
-            raise ValueError(f"{path.name} is no ONNX file that onnxruntime can run: {_first_line(error)}") from error
+            raise ValueError(f"{path.name} is no ONNX file that onnxruntime can run: {first_line(error)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         missing = [name for name in METADATA if f"grpo_rm.{name}" not in metadata]
         if missing:
@@ -108,13 +109,12 @@ class OnnxModel:
         Raises:
             ImageError: It is no image, or not one that can be used.
         """
+        return self.view(decode(file, channels=self.preprocessing["channels"], max_pixels=max_pixels, budget=budget))
+
+    def view(self, image: Image.Image) -> Pixels:
+        """Return a decoded image as the model sees it: (size, size, channels)."""
         p = self.preprocessing
-        return evaluation_view(
-            decode(file, channels=p["channels"], max_pixels=max_pixels, budget=budget),
-            size=p["image_size"],
-            crop_pct=p["crop_pct"],
-            interpolation=p["interpolation"],
-        )
+        return evaluation_view(image, size=p["image_size"], crop_pct=p["crop_pct"], interpolation=p["interpolation"])
 
     def _warm_up(self, path: Path) -> None:
         """Run once, so that the first request pays for no allocation, and a file that contradicts itself is refused."""
@@ -122,9 +122,7 @@ class OnnxModel:
             size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
             prediction = self.run(np.zeros((1, size, size, channels), np.uint8))
         except Exception as error:
-            raise ValueError(
-                f"{path.name} does not run on an image as it describes it: {_first_line(error)}"
-            ) from error
+            raise ValueError(f"{path.name} does not run on an image as it describes it: {first_line(error)}") from error
         dims = 4 if self.task == "segmentation" else 2
         is_logits = prediction.logits.ndim == dims and prediction.logits.shape[:2] == (1, len(self.classes))
         if not is_logits or prediction.embedding.ndim != 2:
@@ -151,5 +149,6 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.model import OnnxModel
+from serving.model import OnnxModel, first_line
 
 ARRAYS = ("images", "embedding", "logits")
 LIMITS = {"max_abs_error": 1e-4, "min_cosine": 0.9999}
@@ -30,7 +30,7 @@ def check_self_test(model: OnnxModel, path: Path) -> None:
         differences = [np.abs(actual.embedding - embedding).max(), np.abs(actual.logits - logits).max()]
         worst, cosine = float(np.max(differences)), float(_cosine(actual.embedding, embedding).min())
     except Exception as error:  # of another shape than the model's
-        raise ValueError(f"the self-test does not fit the model: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the self-test does not fit the model: {first_line(error)}") from error
     limit, least = (float(stored.get(name, default)) for name, default in LIMITS.items())
     if not (worst <= limit and cosine >= least):  # also where one is not a number
         raise ValueError(

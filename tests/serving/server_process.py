@@ -100,11 +100,13 @@ def serving(model: str | Path, directory: Path, **environment: str) -> Iterator[
         process.wait()
 
 
-def form(*files: bytes) -> tuple[bytes, dict[str, str]]:
+def form(
+    *files: bytes, content_type="multipart/form-data; boundary=b", name='name="image"; filename="a"'
+) -> tuple[bytes, dict[str, str]]:
     """Return files as the body and the headers of multipart/form-data."""
-    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    head = f"--b\r\nContent-Disposition: form-data; {name}\r\n\r\n".encode()
     body = b"".join(head + file + b"\r\n" for file in files) + b"--b--\r\n"
-    return body, {"Content-Type": "multipart/form-data; boundary=b"}
+    return body, {"Content-Type": content_type}
 
 
 def picture(color: tuple[int, int, int], kind="PNG", size=(20, 12)) -> bytes:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 from PIL import Image
-from server_process import free_port, picture, serving
+from server_process import form, free_port, picture, serving
 from tiny_onnx import write_onnx
 
 from serving.access import ApiKeys
@@ -34,11 +34,6 @@ def server(tmp_path_factory):
         yield server
         assert server.request("/v1/embed", RED).status == 200
         assert "Traceback" not in server.log.read_text(), server.log.read_text()
-
-
-def form(*files: bytes, content_type="multipart/form-data; boundary=b", name='name="image"; filename="a"'):
-    parts = [b"--b\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (name.encode(), file) for file in files]
-    return b"".join([*parts, b"--b--\r\n"]), {"Content-Type": content_type}
 
 
 @contextlib.contextmanager
