@@ -1,0 +1,78 @@
+"""The places where the policy chooses: an image in classification, a pixel at the head's stride in a dense task.
+
+Losses see sites only, never a task. What a site counts is one number, so that a batch may be cut into micro-batches and
+over processes at will: the parts of a loss add up to the loss.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["per_image", "per_site", "constant"]
+
+
+class Sites(NamedTuple):
+    """What the policy says at each site, and what is known there. The shapes are those of torch's cross_entropy.
+
+    Attributes:
+        logits: (B, K) or (B, K, *space) over the output set.
+        targets: (B,) or (B, *space) labels; below 0 where there is none. Or (B, K), (B, K, *space): for each output
+            whether it is a label of the site.
+        weights: (B,) or (B, *space) float32: how much each site counts; 0 where it does not. See `site_weights`.
+        old_logits: Of the old policy, shaped as `logits`; None where it is the present one.
+        reference_logits: Of the frozen reference, shaped as `logits`.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    weights: Tensor
+    old_logits: Tensor | None = None
+    reference_logits: Tensor | None = None
+
+
+def valid_sites(targets: Tensor, *, num_outputs: int | None = None) -> Tensor:
+    """Return which sites have a label, shaped (B, *space).
+
+    Args:
+        targets: Labels, or where `num_outputs` is given (B, num_outputs, *space) memberships.
+        num_outputs: K.
+    """
+    return targets >= 0 if num_outputs is None else targets.any(dim=1)
+
+
+def site_count(valid: Tensor, aggregation: Aggregation) -> Tensor:
+    """Return what the weights of these sites are divided by: () float32. Counts of parts of a batch add up.
+
+    It is the number of images with a valid site (`per_image`), of valid sites (`per_site`), of all sites (`constant`).
+    """
+    if aggregation == "per_image":
+        return valid.flatten(1).any(dim=1).sum().float() if valid.ndim > 1 else valid.sum().float()
+    if aggregation == "per_site":
+        return valid.sum().float()
+    if aggregation == "constant":
+        return torch.tensor(float(valid.numel()), device=valid.device)
+    raise ValueError(f'aggregation is {aggregation!r}, expected "per_image", "per_site" or "constant"')
+
+
+def site_weights(valid: Tensor, aggregation: Aggregation = "per_image", *, count: Tensor | None = None) -> Tensor:
+    """Return how much each site counts: (B, *space) float32.
+
+    `per_image` is the mean over the valid sites of an image, then over the images that have one (GRPO); `per_site` the
+    mean over the valid sites of the batch (DAPO); `constant` divides by the number of all sites, valid or not
+    (Dr. GRPO). With one site an image, all valid, the three are equal.
+
+    Args:
+        valid: (B, *space) bool.
+        aggregation: One of the three.
+        count: `site_count` of the whole batch, where `valid` is only a part of it.
+
+    Raises:
+        ValueError: `aggregation` is none of the three.
+    """
+    count = site_count(valid, aggregation) if count is None else count
+    weights = valid.float()
+    if aggregation == "per_image" and valid.ndim > 1:
+        sites = weights.flatten(1).sum(dim=1).clamp(min=1)
+        weights = weights / sites.view(-1, *[1] * (valid.ndim - 1))
+    return weights / count.clamp(min=1)
