@@ -31,14 +31,9 @@ class Sites(NamedTuple):
     reference_logits: Tensor | None = None
 
 
-def valid_sites(targets: Tensor, *, num_outputs: int | None = None) -> Tensor:
-    """Return which sites have a label, shaped (B, *space).
-
-    Args:
-        targets: Labels, or where `num_outputs` is given (B, num_outputs, *space) memberships.
-        num_outputs: K.
-    """
-    return targets >= 0 if num_outputs is None else targets.any(dim=1)
+def valid_sites(targets: Tensor) -> Tensor:
+    """Return which sites have a label: (B, *space) integer labels or (B, K, *space) bool to (B, *space) bool."""
+    return targets.any(dim=1) if targets.dtype == torch.bool else targets >= 0
 
 
 def site_count(valid: Tensor, aggregation: Aggregation) -> Tensor:
