@@ -52,8 +52,9 @@ def test_resumes(tmp_path, precision):
     options = {"old_policy_steps": 2}
     whole = create(tmp_path / "whole", options=options, **rich)
     whole.fit()
+    stopping = create(tmp_path / "resumed", options=options, **rich)
+    stopping.should_stop = lambda: stopping.step == 6
     with pytest.raises(Interrupted):
-        stopping = create(tmp_path / "resumed", options=options | {"should_stop": lambda: stopping.step == 6}, **rich)
         stopping.fit()
     resumed = create(tmp_path / "resumed", options=options, **rich)
     assert resumed.step == 6
