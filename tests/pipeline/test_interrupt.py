@@ -1,7 +1,9 @@
 """A training that is cancelled, or killed, goes on with the next run of its stage: for real, as a process group."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -116,6 +118,35 @@ def test_an_interrupted_training_goes_on(workspace):
     assert sorted(step for (step,) in steps) == list(range(1, 49))
     ((resumed,),) = query(workspace, f"select value from tags where key = 'resumed_at_step' and run_uuid = '{run}'")
     assert int(step) <= int(resumed) < 48
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments(workspace):
+    """While it starts, trains, validates or writes: `dvc repro` again, and the weights are those of a training that was
+    left alone.
+    """
+    repro = ("dvc", "repro", "--force", "--single-item", "finetune@grpo_rm")
+    reference = (workspace.root / MODEL / "model.safetensors").read_bytes()
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    resumed = 0
+    for kill in range(10):
+        training = subprocess.Popen(
+            repro, cwd=workspace.root, env=workspace.environment, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.wait(timeout=moments.uniform(3, 12))
+        assert training.returncode in (None, 0), f"seed {seed}, kill {kill}"
+        if training.returncode is None:
+            for process in [*psutil.Process(training.pid).children(recursive=True), training]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        output, _ = training.communicate(timeout=60)
+        resumed += "  resumes at epoch " in output
+    workspace.succeed(*repro)
+    assert (workspace.root / MODEL / "model.safetensors").read_bytes() == reference, f"seed {seed}"
+    assert resumed > 0, f"seed {seed}"
 
 
 @pytest.mark.slow
