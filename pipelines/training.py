@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def train_stage(
         initial_model: SHA-256 of the weights it starts from, where they are a model of this project.
         reward_files: What the loss is made of beside this repository.
     """
+    # of torch to several processes: the strides of a 1x1 convolution can be written in more than one way
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     part = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
     batches = training_batches(model.config, training, seed=config.seed, **part)
     origin = provenance(stage, parameters, initial_model, reward_files)
