@@ -172,7 +172,10 @@ class Learner:
 
     def _sites(self, part: _Part) -> Sites:
         if part.old_logits is None and self.snapshot:
-            with torch.random.fork_rng():  # dropout as in the policy's own pass below, so that it cancels in the ratio
+            devices = [self.accelerator.device] if part.images.is_cuda else []
+            with torch.random.fork_rng(
+                devices
+            ):  # dropout as in the policy's pass below, so that it cancels in the ratio
                 part.old_logits = self._logits(self.snapshot, part.images)
         if part.reference_logits is None and self.reference:
             part.reference_logits = self._logits(self.reference, part.images)

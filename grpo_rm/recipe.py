@@ -82,7 +82,7 @@ def create_optimizer(model: Model, recipe: Recipe) -> Optimizer:
 
     known = [str(name) for name in optim.list_optimizers()]
     if recipe.optimizer not in known:
-        near = difflib.get_close_matches(recipe.optimizer, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(recipe.optimizer, known, n=5, cutoff=0.4)
         raise ValueError(f"timm has no optimizer {recipe.optimizer!r}; nearest: {', '.join(near) or ', '.join(known)}")
     _freeze(model.encoder, recipe)
     undecayed: set[str] = getattr(model.encoder, "no_weight_decay", set)()

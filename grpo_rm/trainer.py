@@ -242,8 +242,7 @@ class Trainer:
         self.learner.finish()  # nothing that is not finite is saved
         state = {
             "learner": self.learner.state(),
-            "random": self.processes.gather(random_state(self.device)),
-            "averages": self.averages.state(),
+            "processes": self.processes.gather((random_state(self.device), self.averages.state())),
             "history": self.history,
             "is_warned": self.is_warned,
         }
@@ -284,9 +283,10 @@ class Trainer:
 
     def _restore(self, state: State) -> None:
         self.learner.restore(state["learner"])
-        set_random_state(state["random"][self.processes.rank], self.device)
+        random_state_, averages = state["processes"][self.processes.rank]
+        set_random_state(random_state_, self.device)
+        self.averages = Averages(averages)
         self.history, self.is_warned = state["history"], state["is_warned"]
-        self.averages = Averages(state["averages"])
 
     def _own_fingerprint(self, seed: int, *settings: Any) -> dict[str, Any]:
         return {

@@ -1,7 +1,9 @@
 """A training that is cancelled, or killed, goes on with the next run of its stage: for real, as a process group."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -72,7 +74,7 @@ def test_an_interrupted_training_goes_on(workspace):
     names = (f"{MODEL}/model.safetensors", f"{MODEL}/config.json", CURVE)
     reference = {name: (workspace.root / name).read_bytes() for name in names}
     provenance = json.loads((workspace.root / MODEL / "training.json").read_text())
-    assert files_in(checkpoints) == {"best", "last"}
+    assert files_in(checkpoints) == {"epoch-3", "last"}
     workspace.set(finetune__workers=2)
     began = int(time.time() * 1000)
     runs = f"select run_uuid, status from runs where name = 'finetune@grpo_rm' and start_time > {began}"
@@ -82,7 +84,7 @@ def test_an_interrupted_training_goes_on(workspace):
     step, message = errors.removeprefix("interrupted at step ").split(" ", maxsplit=1)
     assert 16 <= int(step) < 48
     assert message == f"of 48; {CHECKPOINTS} keeps it: the next run of this stage goes on from there\n"
-    assert files_in(checkpoints) == {"best", "last", "run.json", "state.pt"}
+    assert files_in(checkpoints) == {"epoch-1", "last", "run.json", "state.pt"}
     fingerprint = json.loads((checkpoints / "run.json").read_text())["fingerprint"]
     assert code_of_the_stage(workspace) <= set(fingerprint)
     ((run, status),) = query(workspace, runs)
@@ -96,9 +98,39 @@ def test_an_interrupted_training_goes_on(workspace):
     assert {name: (workspace.root / name).read_bytes() for name in names} == reference
     provenance["parameters"]["finetune"]["workers"] = 2
     assert (workspace.root / MODEL / "training.json").read_text() == json.dumps(provenance, indent=2) + "\n"
-    assert files_in(checkpoints) == {"best", "last"}
+    assert files_in(checkpoints) == {"epoch-3", "last"}
     assert query(workspace, runs) == [(run, "FINISHED")]
     steps = query(workspace, f"select distinct step from metrics where key = 'train_loss' and run_uuid = '{run}'")
     assert sorted(step for (step,) in steps) == list(range(1, 49))
     ((resumed,),) = query(workspace, f"select value from tags where key = 'resumed_at_step' and run_uuid = '{run}'")
     assert int(step) <= int(resumed) < 48
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments(workspace):
+    """While it starts, trains, validates or writes: `dvc repro` again, and the weights are those of a training that was
+    left alone.
+    """
+    repro = ("dvc", "repro", "--force", "--single-item", "finetune@grpo_rm")
+    reference = (workspace.root / MODEL / "model.safetensors").read_bytes()
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    resumed = 0
+    for kill in range(10):
+        training = subprocess.Popen(
+            repro, cwd=workspace.root, env=workspace.environment, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.wait(timeout=moments.uniform(3, 12))
+        assert training.returncode in (None, 0), f"seed {seed}, kill {kill}"
+        stages = psutil.Process(training.pid).children(recursive=True) if training.returncode is None else []
+        os.killpg(training.pid, signal.SIGKILL)
+        for process in stages:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        output, _ = training.communicate(timeout=60)
+        resumed += "  resumes at epoch " in output
+    workspace.succeed(*repro)
+    assert (workspace.root / MODEL / "model.safetensors").read_bytes() == reference, f"seed {seed}"
+    assert resumed > 0, f"seed {seed}"

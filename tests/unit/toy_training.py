@@ -71,7 +71,8 @@ def create_trainer(
     """A trainer of 3 steps an epoch."""
     defaults = {"epochs": 2, "learning_rate": 3e-3, "warmup_epochs": 1}
     recipe = Recipe(**(defaults | recipe))
-    accelerator = create_accelerator(recipe.precision, cpu=True)
+    options = dict(options or {})
+    accelerator = options.pop("accelerator", None) or create_accelerator(recipe.precision, cpu=True)
     part = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
     return Trainer(
         model or create_model(),
@@ -83,7 +84,7 @@ def create_trainer(
         accelerator=accelerator,
         checkpoints=checkpoints,
         title="test",
-        **({"fingerprint": {}, "gallery": batches_of(TRAIN, **part)} | (options or {})),
+        **({"fingerprint": {}, "gallery": batches_of(TRAIN, **part)} | options),
     )
 
 
