@@ -4,7 +4,6 @@ Both are measured within one training: `Trainer` asks after every batch whether 
 compared takes turns of `TURN` steps, so that what else the machine does meets both.
 """
 
-import functools
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_rm.devices import create_accelerator
-from grpo_rm.losses import Loss, LossOutput, Objective, cross_entropy_loss, grpo_rm_loss
+from grpo_rm.losses import GrpoRmLoss, Loss, LossOutput, Objective, cross_entropy_loss
 from grpo_rm.model import Model, ModelConfig
 from grpo_rm.recipe import Precision, Recipe, create_optimizer
 from grpo_rm.rewards import accuracy_reward, uniformity_reward
@@ -66,6 +65,8 @@ def measure(subject: Subject) -> dict[str, Any]:
     """Return images per second of the trainer and of a bare loop, what GRPO-RM adds to a step, and their ratios."""
     return {
         "subject": str(subject),
+        "device": "gpu" if subject.is_on_gpu else "cpu",
+        "batch_size": subject.batch_size,
         "rounds": ROUNDS,
         "loop": compare_with_bare_loop(subject),
         "step": compare_losses(subject),
@@ -86,15 +87,15 @@ def compare_with_bare_loop(subject: Subject) -> dict[str, Any]:
             F.cross_entropy(logits.float(), batch.targets).backward()
             optimizer.step()
 
-    clock = Clock(in_between=bare)
+    clock = Clock(turns=ROUNDS + WARM_UP_ROUNDS, in_between=bare)
     train(subject, cross_entropy_loss, clock)
     return rates(clock.seconds, clock.between, subject, names=("trainer", "bare"))
 
 
 def compare_losses(subject: Subject) -> dict[str, Any]:
     """Return seconds of a step of GRPO-RM over those of a step of cross-entropy, both by the trainer."""
-    loss = Alternating(functools.partial(grpo_rm_loss, objective=OBJECTIVE), cross_entropy_loss)
-    clock = Clock(in_between=loss.switch)
+    loss = Alternating(GrpoRmLoss(OBJECTIVE), cross_entropy_loss)
+    clock = Clock(turns=2 * (ROUNDS + WARM_UP_ROUNDS), in_between=loss.switch)
     train(subject, loss, clock)
     turns = clock.seconds
     result = rates(turns[0::2], turns[1::2], subject, names=("grpo_rm", "cross_entropy"))
@@ -106,11 +107,12 @@ class Clock:
     """Times turns of `TURN` steps of a training that asks it whether to stop, and ends it after the last.
 
     Args:
+        turns: How many are timed.
         in_between: Done after each turn, and timed too.
     """
 
-    def __init__(self, *, in_between: Callable[[], None]) -> None:
-        self.in_between = in_between
+    def __init__(self, *, turns: int, in_between: Callable[[], None] = lambda: None) -> None:
+        self.turns, self.in_between = turns, in_between
         self.batches = 0
         self.seconds: list[float] = []
         self.between: list[float] = []
@@ -127,7 +129,7 @@ class Clock:
         self.started = finished()
         if self.batches > TURN:
             self.between.append(self.started - now)
-        return len(self.seconds) == 2 * (ROUNDS + WARM_UP_ROUNDS)
+        return len(self.seconds) == self.turns
 
 
 class Alternating:
@@ -186,14 +188,14 @@ def create(subject: Subject) -> tuple[Model, Memory, Recipe]:
     return model, Memory(images.to(device), targets.to(device)), recipe
 
 
-def train(subject: Subject, loss: Loss, clock: Callable[[], bool]) -> None:
-    """Train until the clock says that it is enough."""
+def train(subject: Subject, loss: Loss, clock: Callable[[], bool], batches: Any = None) -> None:
+    """Train until the clock says that it is enough: on a batch in memory, or on `batches`."""
     model, batch, recipe = create(subject)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             loss,
-            batch,
+            batches or batch,
             batch,
             recipe,
             seed=0,

@@ -26,13 +26,13 @@ class Classifier(lightning.LightningModule):
         if settings["style"] == "tuned":
             self.net = self.net.to(memory_format=torch.channels_last)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch, batch_idx):  # noqa: ARG002
         pixels, labels = batch
         loss = F.cross_entropy(self.net(pixels), labels)
         self.log("train_loss", loss)
         return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx):  # noqa: ARG002
         pixels, labels = batch
         logits = self.net(pixels)
         self.log("val_loss", F.cross_entropy(logits, labels))
@@ -51,7 +51,7 @@ class Classifier(lightning.LightningModule):
 
 
 class Epochs(lightning.Callback):
-    def on_validation_epoch_end(self, trainer, module):
+    def on_validation_epoch_end(self, trainer, module):  # noqa: ARG002
         if not trainer.sanity_checking:
             print(f"epoch {trainer.callback_metrics['val_accuracy'].item()}", flush=True)
 

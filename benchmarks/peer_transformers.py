@@ -1,8 +1,8 @@
 """A run of Hugging Face's Trainer, in an environment of its own: `python peer_transformers.py SETTINGS`.
 
 Written as its documentation does: a `torchvision` dataset behind a function for the samples, a module that returns its
-loss, the default optimizer (AdamW, fused). `tuned` is channels_last as well; safetensors then refuses to save the model,
-so it writes no checkpoints.
+loss, the default optimizer (AdamW, fused). `tuned` is channels_last as well; safetensors then refuses to save the
+model, so it writes no checkpoints.
 """
 
 import json
@@ -43,7 +43,7 @@ class Classifier(torch.nn.Module):
 
 
 class Epochs(TrainerCallback):
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
+    def on_evaluate(self, args, state, control, metrics, **kwargs):  # noqa: ARG002
         print(f"epoch {metrics['eval_accuracy']}", flush=True)
 
 
