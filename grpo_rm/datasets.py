@@ -7,7 +7,7 @@ trained before. That is what makes two arms comparable and a run repeatable.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ Key = tuple[int, int]  # epoch, index
 Batch = tuple[Tensor, Tensor]  # images (B, H, W, C) uint8, labels (B,) int64
 View = Callable[[Image.Image, np.random.Generator], Pixels]
 
+AUGMENTATION = 1  # its random numbers are others than those of the order
 CACHE_LIMIT = 2**30  # bytes of decoded pixels that are kept in memory
 
 
@@ -77,20 +78,25 @@ def _shards(prepared: Path, name: str) -> list[Path]:
     return shards
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
+class _Images(Dataset[Batch]):
+    """The images, a batch at a time: what is done once per batch is not done once per image."""
+
     def __init__(self, split: Split, view: View, *, channels: int, seed: int, cache_limit: int) -> None:
         self.split, self.view, self.channels, self.seed = split, view, channels, seed
         self.cache_limit = cache_limit
         self.decoded: dict[int, Image.Image] = {}
         self.cached_bytes = 0
+        self.generators: _Generators | None = None
 
     def __len__(self) -> int:
         return len(self.split.files)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        epoch, index = key
-        pixels = self.view(self._decoded(index), np.random.default_rng((self.seed, epoch, index)))
-        return torch.from_numpy(pixels.copy()), int(self.split.labels[index])
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        epoch, indices = keys[0][0], [index for _, index in keys]
+        if self.generators is None or self.generators.epoch != epoch:
+            self.generators = _Generators(self.seed, epoch)
+        pixels = np.stack([self.view(self._decoded(index), self.generators.of(index)) for index in indices])
+        return torch.from_numpy(pixels), torch.from_numpy(self.split.labels[indices])
 
     def _decoded(self, index: int) -> Image.Image:
         if index in self.decoded:
@@ -101,6 +107,24 @@ class _Images(Dataset[tuple[Tensor, int]]):
             self.cached_bytes += size
             self.decoded[index] = image
         return image
+
+
+class _Generators:
+    """The generator of each image in an epoch. It is always the same one, set to where the image's numbers begin: a new
+    one would take as long as the rest of a small image.
+    """
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self.epoch = epoch
+        self._bits = np.random.Philox(seed=(seed, epoch, AUGMENTATION))
+        self._state: Any = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def of(self, index: int) -> np.random.Generator:
+        """Return it; it is another image's from the next call on."""
+        self._state["state"]["counter"][1] = index  # each has 2 ** 64 blocks of numbers of its own
+        self._bits.state = self._state
+        return self._generator
 
 
 class _Epoch(Sampler[Key]):
@@ -178,10 +202,11 @@ class Batches:
             processes=processes,
         )
         self._local_batch_size = max(1, self.batch_size // processes)
-        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+        self._loader: DataLoader[Batch] = DataLoader(
             images,
             batch_size=self._local_batch_size,
             sampler=self._sampler,
+            collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -213,6 +238,10 @@ class Batches:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:  # only workers persist
             iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_group(worker: int) -> None:  # noqa: ARG001
