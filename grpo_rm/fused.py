@@ -5,7 +5,9 @@ keeps nothing of their size except the gradient, which is there before `backward
 reads them again in `backward`: before it is multiplied by the loss scale, the gradient is too small for the type.
 """
 
+import math
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grpo_rm.losses import LossOutput, Objective
-from grpo_rm.rewards import MatrixReward, accuracy_reward, uniformity_reward
+from grpo_rm.objective import MAX_LOG_RATIO
+from grpo_rm.rewards import MatrixReward, Reward, accuracy_reward, uniformity_reward
 from grpo_rm.sites import Sites
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,12 +51,13 @@ def is_fusable(sites: Sites, objective: Objective) -> bool:
         has_triton(sites.logits.device)
         and objective.surrogate == "clipped"
         and objective.candidates is None
-        and (objective.ratio_cap is None or objective.ratio_cap >= 1)
+        and min(objective.clip_low, objective.clip_high, (objective.ratio_cap or 2) - 1)
+        > 0  # else a new policy is clipped
         and sites.targets.shape == sites.weights.shape
         and all(one is None or (one.dtype in DTYPES and one.shape == sites.logits.shape) for one in logits)
         and (objective.beta == 0 or sites.reference_logits is not None)
         and len(objective.rewards) > 0
-        and all(_is_built_in(reward, sites.logits.shape[1]) for reward in objective.rewards.values())
+        and _are_built_in(list(objective.rewards.values()), sites.logits.shape[1])
         and _tile(_by_site(sites.logits)) is not None
     )
 
@@ -75,7 +79,7 @@ def fused_grpo_rm_loss(sites: Sites, objective: Objective) -> LossOutput:
     if not is_fusable(sites, objective):
         raise ValueError("the one-pass loss cannot do this: ask is_fusable, and take grpo_rm_loss where it says no")
     logits = _by_site(sites.logits)
-    is_rows = logits.transpose(1, 2).is_contiguous()
+    is_rows = _is_rows(logits)
     old_logits, reference_logits = (
         None if one is None else _contiguous(_by_site(one.detach()), is_rows)
         for one in _all_logits(sites, objective)[1:]
@@ -106,7 +110,7 @@ class _Fused(torch.autograd.Function):
         is_differentiating = ctx.needs_input_grad[0] and not ctx.is_late
         ctx.gradient = torch.empty_like(logits) if is_differentiating else None
         ctx.save_for_backward(*inputs[:-1] if ctx.is_late else ())
-        totals = _run(*inputs[:-1], settings._replace(is_differentiating=is_differentiating), ctx.gradient)
+        totals = _run(inputs[:-1], settings._replace(is_differentiating=is_differentiating), ctx.gradient)
         loss = totals[0]
         ctx.mark_non_differentiable(totals)
         return loss, totals
@@ -116,7 +120,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.is_late:
             gradient = torch.empty_like(ctx.saved_tensors[0])
-            _run(*ctx.saved_tensors, ctx.settings, gradient, incoming)
+            _run(ctx.saved_tensors, ctx.settings, gradient, incoming)
         else:
             gradient, ctx.gradient = ctx.gradient, None
             if gradient is None:
@@ -125,30 +129,20 @@ class _Fused(torch.autograd.Function):
         return gradient, None, None, None, None, None, None
 
 
-def _run(
-    logits: Tensor,
-    old_logits: Tensor | None,
-    reference_logits: Tensor | None,
-    targets: Tensor,
-    weights: Tensor,
-    matrices: Tensor | None,
-    settings: Any,
-    gradient: Tensor | None,
-    incoming: Tensor | None = None,
-) -> Tensor:
+def _run(inputs: tuple[Tensor, ...], settings: Any, gradient: Tensor | None, incoming: Tensor | None = None) -> Tensor:
     """Launch the kernel; return the statistics where the settings ask for them."""
     from grpo_rm import kernels  # needs Triton
 
-    images, outputs, sites = logits.shape
-    is_rows = logits.transpose(1, 2).is_contiguous()
+    logits, weights = inputs[0], inputs[4]
+    images, _, sites = logits.shape
     tile = _tile(logits)
     assert tile is not None
     tiles = -(-sites // tile.block_sites)
     partials = weights.new_empty(settings.rows, images * tiles) if settings.is_logging else weights
     with _on(logits):
         kernels.objective_kernel[(images * tiles,)](
-            *(logits, old_logits, reference_logits, targets, weights, matrices, gradient, incoming, partials),
-            *(sites, tiles, outputs * sites, *((outputs, 1) if is_rows else (1, sites))),
+            *(*inputs, gradient, incoming, partials),
+            *(sites, tiles),
             settings,
             num_warps=tile.num_warps,
             enable_fp_fusion=True,
@@ -171,7 +165,7 @@ def _scale(gradient: Tensor, factor: Tensor) -> None:
 
 def _on(tensor: Tensor) -> AbstractContextManager[None]:
     """Triton launches on the current device, whatever its arguments are on."""
-    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 def _settings(logits: Tensor, objective: Objective, rows: tuple[str, ...], *, is_fresh: bool) -> Any:
@@ -179,6 +173,8 @@ def _settings(logits: Tensor, objective: Objective, rows: tuple[str, ...], *, is
 
     tile = _tile(logits)
     assert tile is not None
+
+    cap = objective.ratio_cap
 
     def weigh(kind: Any) -> float:
         return float(sum(objective.reward_weights[name] for name, one in objective.rewards.items() if one is kind))
@@ -193,6 +189,7 @@ def _settings(logits: Tensor, objective: Objective, rows: tuple[str, ...], *, is
         block_outputs=tile.block_outputs,
         chunks=tile.chunks,
         block_sites=tile.block_sites,
+        is_rows=_is_rows(logits),
         is_fresh=is_fresh,
         accuracy_weight=weigh(accuracy_reward),
         accuracy_row=find(accuracy_reward),
@@ -206,7 +203,8 @@ def _settings(logits: Tensor, objective: Objective, rows: tuple[str, ...], *, is
         is_policy_weighting=objective.weighting == "policy",
         clip_min=1 - objective.clip_low,
         clip_max=1 + objective.clip_high,
-        ratio_cap=float("inf") if objective.ratio_cap is None else objective.ratio_cap,
+        min_log_ratio=-MAX_LOG_RATIO,
+        max_log_ratio=MAX_LOG_RATIO if cap is None else min(MAX_LOG_RATIO, math.log(cap)),
         beta=objective.beta,
         entropy_weight=objective.entropy_weight,
         supervised_weight=objective.supervised_weight,
@@ -226,7 +224,7 @@ def _tile(logits: Tensor) -> Tile | None:
     _, outputs, sites = logits.shape
     block_outputs, chunks = _cut(outputs)
     width = block_outputs * chunks
-    if logits.transpose(1, 2).is_contiguous():
+    if _is_rows(logits):
         block_sites = _power_below(max(ROW_TILE // width, 1))
     else:
         block_sites = min(_power_below(max(TILE // width, 1)), LINE)
@@ -241,7 +239,7 @@ def _cut(outputs: int) -> tuple[int, int]:
     """Return size and number of the chunks: powers of two, at most 8 of them, that exceed K the least."""
     whole = _power_above(outputs)
     sizes = [max(whole // parts, min(whole, 16)) for parts in (1, 2, 4, 8)]
-    return min(((size, -(-outputs // size)) for size in sizes), key=lambda cut: (cut[0] * cut[1], cut[1]))
+    return min(((size, -(-outputs // size)) for size in sizes), key=lambda cut: (cut[0] * cut[1], cut[0]))
 
 
 def _power_above(number: int) -> int:
@@ -261,15 +259,22 @@ def _by_site(logits: Tensor) -> Tensor:
     return logits.T.unsqueeze(0) if logits.ndim == 2 else logits.flatten(2)
 
 
+def _is_rows(logits: Tensor) -> bool:
+    """Whether the outputs of a site are next to each other in memory, in (images, K, sites)."""
+    return logits.transpose(1, 2).is_contiguous()
+
+
 def _contiguous(logits: Tensor, is_rows: bool) -> Tensor:
     """Where outputs are next to each other in memory, or else sites; a copy only where neither is so."""
     return logits.transpose(1, 2).contiguous().transpose(1, 2) if is_rows else logits.contiguous()
 
 
-def _is_built_in(reward: Any, outputs: int) -> bool:
-    if isinstance(reward, MatrixReward):
-        return reward.matrix.shape == (outputs, outputs)
-    return reward in (accuracy_reward, uniformity_reward)
+def _are_built_in(rewards: Sequence[Reward], outputs: int) -> bool:
+    """Whether there are matrices, and of the other two at most one each."""
+    others = [reward for reward in rewards if not isinstance(reward, MatrixReward)]
+    matrices = [reward.matrix for reward in rewards if isinstance(reward, MatrixReward)]
+    is_known = all(reward in (accuracy_reward, uniformity_reward) for reward in others)
+    return is_known and len(set(others)) == len(others) and all(one.shape == (outputs, outputs) for one in matrices)
 
 
 @lru_cache(maxsize=1)

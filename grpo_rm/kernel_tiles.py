@@ -11,6 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
 PADDING = tl.constexpr(-1e30)  # of a logit that does not exist: probability 0, and 0 times its logarithm is 0
 
 
@@ -22,6 +23,7 @@ class Settings(NamedTuple):
         block_outputs: Outputs in a chunk.
         chunks: Chunks in a tile.
         block_sites: Sites in a tile.
+        is_rows: Whether the outputs of a site are next to each other in memory, or else the sites of an image.
         is_fresh: Whether pi_old is pi.
         accuracy_weight: Of the accuracy reward.
         accuracy_row: Where its mean and standard deviation are logged, below 0 for nowhere.
@@ -35,7 +37,8 @@ class Settings(NamedTuple):
         is_policy_weighting: Whether pi_old weighs the surrogate.
         clip_min: Lower end of the clip.
         clip_max: Upper end of the clip.
-        ratio_cap: Greatest ratio.
+        min_log_ratio: Where the log-ratio is clamped.
+        max_log_ratio: Where the log-ratio is clamped or the ratio is capped.
         beta: Weight of the KL divergence; above 0 there are reference logits.
         entropy_weight: Weight of the entropy.
         supervised_weight: Weight of cross-entropy.
@@ -48,6 +51,7 @@ class Settings(NamedTuple):
     block_outputs: int
     chunks: int
     block_sites: int
+    is_rows: bool
     is_fresh: bool
     accuracy_weight: float
     accuracy_row: int
@@ -61,7 +65,8 @@ class Settings(NamedTuple):
     is_policy_weighting: bool
     clip_min: float
     clip_max: float
-    ratio_cap: float
+    min_log_ratio: float
+    max_log_ratio: float
     beta: float
     entropy_weight: float
     supervised_weight: float
@@ -76,6 +81,12 @@ def indices(i: tl.constexpr, settings: tl.constexpr):
 
 
 @triton.jit
+def offsets(i: tl.constexpr, num_sites, settings: tl.constexpr):
+    """From a site's first logit."""
+    return indices(i, settings) if settings.is_rows else indices(i, settings) * num_sites
+
+
+@triton.jit
 def masked(values, i: tl.constexpr, padding: tl.constexpr, settings: tl.constexpr):
     """Put `padding` where there is no output: only the last chunk has such places."""
     if (i + 1) * settings.block_outputs > settings.outputs:
@@ -84,38 +95,51 @@ def masked(values, i: tl.constexpr, padding: tl.constexpr, settings: tl.constexp
 
 
 @triton.jit
-def load(logits, first, class_stride, counts, settings: tl.constexpr):
+def load(logits, first, num_sites, counts, settings: tl.constexpr):
+    """The logits of the sites that count, zeros at the others."""
     chunks = ()
     for i in tl.static_range(settings.chunks):
-        outputs = indices(i, settings)
-        mask = counts & (outputs < settings.outputs)
-        values = tl.load(logits + first[:, None] + outputs * class_stride, mask=mask, other=0.0)
+        mask = counts
+        if (i + 1) * settings.block_outputs > settings.outputs:
+            mask = counts & (indices(i, settings) < settings.outputs)
+        values = tl.load(logits + first[:, None] + offsets(i, num_sites, settings), mask=mask, other=0.0)
         chunks = chunks + (masked(values.to(tl.float32), i, PADDING, settings),)
     return chunks
 
 
 @triton.jit
-def log_softmax(z, settings: tl.constexpr):
-    top = z[0]
-    for i in tl.static_range(1, settings.chunks):
-        top = tl.maximum(top, z[i])
-    top = tl.max(top, 1)[:, None]
-    total = tl.zeros_like(z[0])
+def load_rows(matrix, target, counts, settings: tl.constexpr):
+    """The row of each site's label; row 0 for a site without one, as in `MatrixReward`."""
+    chunks = ()
     for i in tl.static_range(settings.chunks):
-        total += tl.exp(z[i] - top)
-    log_total = tl.log(tl.sum(total, 1))[:, None]
-    log_p = ()
-    for i in tl.static_range(settings.chunks):
-        log_p = log_p + (z[i] - top - log_total,)  # not top + log_total: at a logit of 1e4 that costs three digits
-    return log_p
+        mask = counts & (indices(i, settings) < settings.outputs)
+        place = tl.maximum(target, 0).to(tl.int64) * settings.outputs + indices(i, settings)
+        chunks = chunks + (tl.load(matrix + place, mask=mask, other=0.0),)
+    return chunks
 
 
 @triton.jit
-def exp(log_p, settings: tl.constexpr):
-    p = ()
+def softmax(z, settings: tl.constexpr):
+    """The logits less their maximum, the probabilities, the maximum, and the logarithm of the sum."""
+    top = z[0]
+    for i in tl.static_range(1, settings.chunks):
+        top = tl.maximum(top, z[i])
+    top = tl.max(top, 1)
+    shifted = minus(z, top, settings)
+    powers = ()
     for i in tl.static_range(settings.chunks):
-        p = p + (tl.exp(log_p[i]),)
-    return p
+        powers = powers + (tl.exp2(shifted[i] * LOG2_E),)
+    total = sum(powers, settings)
+    return shifted, times(powers, 1.0 / total, settings), top, tl.log(total)
+
+
+@triton.jit
+def log_ratio(shifted, log_sum, other_shifted, other_log_sum, settings: tl.constexpr):
+    """The logarithm of the ratio of two softmaxes, small where they are alike, however large their logits."""
+    chunks = ()
+    for i in tl.static_range(settings.chunks):
+        chunks = chunks + (shifted[i] - other_shifted[i] - (log_sum - other_log_sum)[:, None],)
+    return chunks
 
 
 @triton.jit
@@ -123,6 +147,15 @@ def sum(values, settings: tl.constexpr):
     total = values[0]
     for i in tl.static_range(1, settings.chunks):
         total += values[i]
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def sum_away_from(target, values, settings: tl.constexpr):
+    """The sum over all outputs but one."""
+    total = tl.zeros_like(values[0])
+    for i in tl.static_range(settings.chunks):
+        total += tl.where(indices(i, settings) == target, 0.0, values[i])
     return tl.sum(total, 1)
 
 
@@ -135,50 +168,34 @@ def dot(p, values, settings: tl.constexpr):
 
 
 @triton.jit
-def weighted_squares(values, p, settings: tl.constexpr):
+def std(values, p, mean, settings: tl.constexpr):
+    """The standard deviation under p, which is 0 in the padding."""
     total = tl.zeros_like(p[0])
     for i in tl.static_range(settings.chunks):
-        total += p[i] * values[i] * values[i]
-    return tl.sum(total, 1)
+        error = values[i] - mean[:, None]
+        total += p[i] * error * error
+    return tl.sqrt(tl.sum(total, 1))
 
 
 @triton.jit
-def divergence(p, log_p, other_log_p, settings: tl.constexpr):
-    total = tl.zeros_like(p[0])
+def minus(values, subtrahend, settings: tl.constexpr):
+    chunks = ()
     for i in tl.static_range(settings.chunks):
-        total += p[i] * (log_p[i] - other_log_p[i])
-    return tl.sum(total, 1)
-
-
-@triton.jit
-def minus(values, mean, settings: tl.constexpr):
-    """Subtract a number of each site; the padding stays out of it."""
-    centered = ()
-    for i in tl.static_range(settings.chunks):
-        centered = centered + (masked(values[i] - mean[:, None], i, 0.0, settings),)
-    return centered
+        chunks = chunks + (values[i] - subtrahend[:, None],)
+    return chunks
 
 
 @triton.jit
 def times(values, factor, settings: tl.constexpr):
-    scaled = ()
+    chunks = ()
     for i in tl.static_range(settings.chunks):
-        scaled = scaled + (values[i] * factor[:, None],)
-    return scaled
+        chunks = chunks + (values[i] * factor[:, None],)
+    return chunks
 
 
 @triton.jit
-def at_target(values, target, settings: tl.constexpr):
-    total = tl.zeros_like(values[0])
+def without_padding(values, settings: tl.constexpr):
+    chunks = ()
     for i in tl.static_range(settings.chunks):
-        total += tl.where(indices(i, settings) == target, values[i], 0.0)
-    return tl.sum(total, 1)
-
-
-@triton.jit
-def away_from_target(values, target, settings: tl.constexpr):
-    """The sum over the other outputs: near 0 it is exact, where 1 minus the target's is not."""
-    total = tl.zeros_like(values[0])
-    for i in tl.static_range(settings.chunks):
-        total += tl.where(indices(i, settings) == target, 0.0, values[i])
-    return tl.sum(total, 1)
+        chunks = chunks + (masked(values[i], i, 0.0, settings),)
+    return chunks

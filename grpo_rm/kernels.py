@@ -37,26 +37,22 @@ FIXED_ROWS = (
     "reward_std",
     "frac_reward_zero_std",
 )
-MAX_LOG_RATIO = tl.constexpr(5.0)
 NO_SIGNAL = tl.constexpr(1e-6)
 
 
 @triton.jit
 def objective_kernel(
-    logits,  # the logits by their strides, all alike
-    old_logits,
-    reference_logits,
-    targets,  # (images * num_sites,)
-    weights,
+    logits,  # (images, K, sites), or (images, sites, K) where the settings say rows
+    old_logits,  # as the logits; None where they are the logits
+    reference_logits,  # as the logits
+    targets,  # (images * sites,)
+    weights,  # (images * sites,)
     matrices,  # (matrix rewards, K, K)
-    gradient,
-    incoming,  # (): what the gradient is multiplied by where it is written without the statistics
+    gradient,  # as the logits
+    incoming,  # (): what the gradient is multiplied by, if it is written without the statistics
     partials,  # (rows, programs): weighted sums over the sites of a program
     num_sites,  # of an image
     tiles,  # of an image
-    image_stride,
-    site_stride,
-    class_stride,
     settings: tl.constexpr,
 ):
     """Write the gradient at the logits, and what each program adds to the statistics."""
@@ -64,127 +60,139 @@ def objective_kernel(
     image = (program // tiles).to(tl.int64)
     site = program % tiles * settings.block_sites + tl.arange(0, settings.block_sites)
     weight = tl.load(weights + image * num_sites + site, mask=site < num_sites, other=0.0)
-    target = tl.load(targets + image * num_sites + site, mask=weight != 0, other=0)[:, None]
-    first = image * image_stride + site.to(tl.int64) * site_stride
+    target = tl.load(targets + image * num_sites + site, mask=weight != 0, other=0).to(tl.int32)
+    first = image * num_sites * settings.outputs + (site.to(tl.int64) * settings.outputs if settings.is_rows else site)
     counts = (weight != 0)[:, None]  # a site that does not count is read as zeros, whatever is there
     slot = partials + program
 
-    z = tile.load(logits, first, class_stride, counts, settings)
+    z = tile.load(logits, first, num_sites, counts, settings)
     _log_max(slot, settings.rows - 1, z, settings)
-    log_p = tile.log_softmax(z, settings)
-    p = tile.exp(log_p, settings)
-    entropy = -tile.dot(p, log_p, settings)
-    _log(slot, 1, entropy, weight, settings)
+    shifted, p, top, log_sum = tile.softmax(z, settings)
+    entropy = log_sum - tile.dot(p, shifted, settings)
+    log_p_target = _logit_at(target, logits, first, num_sites, weight, settings) - top - log_sum
     if settings.is_fresh:
-        log_q, q = log_p, p
-        old_kl = tl.zeros_like(entropy)
+        q, log_q_target, log_ratio, old_kl = p, log_p_target, p, tl.zeros_like(entropy)
     else:
-        log_q = tile.log_softmax(tile.load(old_logits, first, class_stride, counts, settings), settings)
-        q = tile.exp(log_q, settings)
-        old_kl = tile.divergence(q, log_q, log_p, settings)
-    _log(slot, 2, old_kl, weight, settings)
-
-    advantages = _advantages(q, target, matrices, weight, slot, settings)
-    surrogate, slopes = _surrogate(log_p, log_q, q, advantages, weight, slot, settings)
-    loss = -surrogate - settings.entropy_weight * entropy
-    kl = tl.zeros_like(loss)
-    log_reference = log_p
+        old_z = tile.load(old_logits, first, num_sites, counts, settings)
+        old_shifted, q, old_top, old_log_sum = tile.softmax(old_z, settings)
+        log_q_target = _logit_at(target, old_logits, first, num_sites, weight, settings) - old_top - old_log_sum
+        log_ratio = tile.log_ratio(shifted, log_sum, old_shifted, old_log_sum, settings)
+        old_kl = -tile.dot(q, log_ratio, settings)
+    advantages = _advantages(q, log_q_target, target, matrices, weight, slot, settings)
+    surrogate, slopes = _surrogate(log_ratio, q, advantages, weight, slot, settings)
+    loss = -surrogate - settings.entropy_weight * entropy - settings.supervised_weight * log_p_target
+    kl, excess = tl.zeros_like(loss), p
     if settings.beta > 0:
-        log_reference = tile.log_softmax(tile.load(reference_logits, first, class_stride, counts, settings), settings)
-        kl = tile.divergence(p, log_p, log_reference, settings)
+        reference_z = tile.load(reference_logits, first, num_sites, counts, settings)
+        reference_shifted, _, _, reference_log_sum = tile.softmax(reference_z, settings)
+        excess = tile.log_ratio(shifted, log_sum, reference_shifted, reference_log_sum, settings)
+        kl = tile.dot(p, excess, settings)
         loss += settings.beta * kl
-    if settings.supervised_weight != 0:
-        loss -= settings.supervised_weight * tile.at_target(log_p, target, settings)
-    _log(slot, 3, kl, weight, settings)
     _log(slot, 0, loss, weight, settings)
+    _log(slot, 1, entropy, weight, settings)
+    _log(slot, 2, old_kl, weight, settings)
+    _log(slot, 3, kl, weight, settings)
 
     if settings.is_differentiating:
         if not settings.is_logging:
             weight *= tl.load(incoming)
-        slope = tile.sum(slopes, settings)[:, None]
+        pull = tile.sum(slopes, settings) + settings.supervised_weight - settings.beta * kl
+        pull += settings.entropy_weight * (entropy - log_sum)
         for i in tl.static_range(settings.chunks):
-            pull = slope + settings.supervised_weight
+            pulls = pull[:, None]
             if settings.beta > 0:
-                pull += settings.beta * (log_p[i] - log_reference[i] - kl[:, None])
+                pulls += settings.beta * excess[i]
             if settings.entropy_weight != 0:
-                pull += settings.entropy_weight * (log_p[i] + entropy[:, None])
-            dz = p[i] * pull - slopes[i]
+                pulls += settings.entropy_weight * shifted[i]
+            dz = p[i] * pulls - slopes[i]
             if settings.supervised_weight != 0:
-                dz -= tl.where(tile.indices(i, settings) == target, settings.supervised_weight, 0.0)
-            place = gradient + first[:, None] + tile.indices(i, settings) * class_stride
+                dz -= tl.where(tile.indices(i, settings) == target[:, None], settings.supervised_weight, 0.0)
+            place = gradient + first[:, None] + tile.offsets(i, num_sites, settings)
             mask = (site < num_sites)[:, None] & (tile.indices(i, settings) < settings.outputs)
             tl.store(place, (dz * weight[:, None]).to(gradient.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _advantages(q, target, matrices, weight, slot, settings: tl.constexpr):
-    """Return the group-relative advantages of the rewards, 0 in the padding; log the rewards."""
+def _logit_at(target, logits, first, num_sites, weight, settings: tl.constexpr):
+    """The logit of each site's label, once more: one number."""
+    mask = (weight != 0) & (target >= 0) & (target < settings.outputs)
+    offset = target if settings.is_rows else target * num_sites
+    return tl.load(logits + first + offset, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _advantages(q, log_q_target, target, matrices, weight, slot, settings: tl.constexpr):
+    """Return the group-relative advantages, 0 in the padding; log the rewards."""
+    has_label = (target >= 0) & (target < settings.outputs)
+    right = tl.where(has_label, tl.exp(log_q_target), 0.0)
+    wrong = tile.sum_away_from(target[:, None], q, settings)
+    # accuracy_weight - uniformity_weight * right, but exact where the label is nearly certain
+    target_reward = settings.accuracy_weight - settings.uniformity_weight + settings.uniformity_weight * wrong
     rewards = ()
     for i in tl.static_range(settings.chunks):
-        is_target = tile.indices(i, settings) == target
-        rewards = rewards + (tl.where(is_target, settings.accuracy_weight, 0.0) - settings.uniformity_weight * q[i],)
+        is_target = tile.indices(i, settings) == target[:, None]
+        rewards = rewards + (tl.where(is_target, target_reward[:, None], -settings.uniformity_weight * q[i]),)
     for m in tl.static_range(len(settings.matrix_weights)):
-        matrix = _matrix_rows(matrices + m * settings.outputs * settings.outputs, target, weight, settings)
+        matrix = tile.load_rows(
+            matrices + m * settings.outputs * settings.outputs, target[:, None], (weight != 0)[:, None], settings
+        )
         _log_reward(slot, settings.matrix_rows[m], matrix, q, weight, settings)
-        total = ()
+        sums = ()
         for i in tl.static_range(settings.chunks):
-            total = total + (rewards[i] + settings.matrix_weights[m] * matrix[i],)
-        rewards = total
-    if settings.is_logging:
-        _log_reward(slot, 7, rewards, q, weight, settings)
-        if settings.accuracy_row >= 0:
-            right = tile.at_target(q, target, settings)
-            wrong = tile.away_from_target(q, target, settings)
-            _log(slot, settings.accuracy_row, right, weight, settings)
-            _log(slot, settings.accuracy_row + 1, tl.sqrt(right * wrong), weight, settings)
-        if settings.uniformity_row >= 0:
-            mean = tile.dot(q, q, settings)
-            variance = tile.weighted_squares(tile.minus(q, mean, settings), q, settings)
-            _log(slot, settings.uniformity_row, -mean, weight, settings)
-            _log(slot, settings.uniformity_row + 1, tl.sqrt(variance), weight, settings)
-    centered = tile.minus(rewards, tile.sum(rewards, settings) / settings.outputs, settings)
+            sums = sums + (rewards[i] + settings.matrix_weights[m] * matrix[i],)
+        rewards = sums
+    if settings.accuracy_row >= 0:
+        _log(slot, settings.accuracy_row, right, weight, settings)
+        _log(slot, settings.accuracy_row + 1, tl.sqrt(right * wrong), weight, settings)
+    if settings.uniformity_row >= 0:
+        collision = tile.dot(q, q, settings)
+        _log(slot, settings.uniformity_row, -collision, weight, settings)
+        _log(slot, settings.uniformity_row + 1, tile.std(q, q, collision, settings), weight, settings)
+    _log_reward(slot, 7, rewards, q, weight, settings)
+    mean = tile.sum(rewards, settings) / settings.outputs
+    if len(settings.matrix_weights) == 0:  # the same, but exact: with equal weights it is 0
+        mean = (tl.where(has_label, target_reward, 0.0) - settings.uniformity_weight * wrong) / settings.outputs
+    centered = tile.without_padding(tile.minus(rewards, mean, settings), settings)
     std = tl.sqrt(tile.dot(centered, centered, settings) / settings.outputs)
     _log(slot, 9, tl.where(std < NO_SIGNAL, 1.0, 0.0), weight, settings)
     if settings.is_policy_statistics:
-        centered = tile.minus(rewards, tile.dot(q, rewards, settings), settings)
-        std = tl.sqrt(tile.weighted_squares(centered, q, settings))
+        mean = tile.dot(q, rewards, settings)
+        centered = tile.without_padding(tile.minus(rewards, mean, settings), settings)
+        std = tile.std(rewards, q, mean, settings)
     if settings.is_scaled:
         # without an eps a group of equal rewards has nothing to learn from, rather than 0 / 0
-        factor = tl.where(
-            std + settings.eps == 0, 0.0, 1.0 / tl.where(std + settings.eps == 0, 1.0, std + settings.eps)
-        )
-        return tile.times(centered, factor, settings)
+        scale = std + settings.eps
+        centered = tile.times(centered, tl.where(scale == 0, 0.0, 1.0 / tl.where(scale == 0, 1.0, scale)), settings)
     return centered
 
 
 @triton.jit
-def _surrogate(log_p, log_q, q, advantages, weight, slot, settings: tl.constexpr):
+def _surrogate(log_ratio, q, advantages, weight, slot, settings: tl.constexpr):
     """Return J and the slopes g_k = dJ / d log p_k; log what is clipped."""
     slopes = ()
     if settings.is_fresh:
-        nothing = tl.zeros_like(weight)
+        region = tl.zeros_like(weight)
+        low = region
         for i in tl.static_range(settings.chunks):
             slopes = slopes + (advantages[i] * _share(q[i], settings),)
-        value, low, high = tile.sum(slopes, settings), nothing, nothing
+        value = tile.sum(slopes, settings)
     else:
-        values = tl.zeros_like(q[0])
-        lows, highs = tl.zeros_like(q[0]), tl.zeros_like(q[0])
+        values, lows, regions = tl.zeros_like(q[0]), tl.zeros_like(q[0]), tl.zeros_like(q[0])
         for i in tl.static_range(settings.chunks):
-            log_ratio = log_p[i] - log_q[i]
-            unclamped = tl.exp(tl.minimum(tl.maximum(log_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO))
-            ratio = tl.minimum(unclamped, settings.ratio_cap)
-            plain = ratio * advantages[i]
+            clamped = tl.minimum(tl.maximum(log_ratio[i], settings.min_log_ratio), settings.max_log_ratio)
+            ratio = tl.exp2(clamped * tile.LOG2_E)
+            share = _share(q[i], settings)
+            free = ratio * advantages[i]
             clipped = tl.minimum(tl.maximum(ratio, settings.clip_min), settings.clip_max) * advantages[i]
-            is_free = (tl.abs(log_ratio) <= MAX_LOG_RATIO) & (unclamped <= settings.ratio_cap) & (plain <= clipped)
-            values += tl.minimum(plain, clipped) * _share(q[i], settings)
-            slopes = slopes + (tl.where(is_free, plain, 0.0) * _share(q[i], settings),)
-            lows += tl.where((ratio < settings.clip_min) & (advantages[i] < 0), 1.0, 0.0)
-            highs += tl.where((ratio > settings.clip_max) & (advantages[i] > 0), 1.0, 0.0)
+            values += tl.minimum(free, clipped) * share
+            slopes = slopes + (tl.where((free <= clipped) & (clamped == log_ratio[i]), free, 0.0) * share,)
+            regions += tl.where(free > clipped, 1.0, 0.0)
+            lows += tl.where((free > clipped) & (advantages[i] < 0), 1.0, 0.0)
         value = tl.sum(values, 1)
-        low, high = tl.sum(lows, 1) / settings.outputs, tl.sum(highs, 1) / settings.outputs
+        low, region = tl.sum(lows, 1) / settings.outputs, tl.sum(regions, 1) / settings.outputs
     _log(slot, 4, low, weight, settings)
-    _log(slot, 5, high, weight, settings)
-    _log(slot, 6, low + high, weight, settings)
+    _log(slot, 5, region - low, weight, settings)
+    _log(slot, 6, region, weight, settings)
     return value, slopes
 
 
@@ -192,18 +200,6 @@ def _surrogate(log_p, log_q, q, advantages, weight, slot, settings: tl.constexpr
 def _share(q, settings: tl.constexpr):
     """What an output weighs in the surrogate."""
     return q if settings.is_policy_weighting else 1.0 / settings.outputs
-
-
-@triton.jit
-def _matrix_rows(matrix, target, weight, settings: tl.constexpr):
-    """The row of each site's label; row 0 for a site without one, as in `MatrixReward`."""
-    chunks = ()
-    row = tl.maximum(target, 0).to(tl.int64) * settings.outputs
-    for i in tl.static_range(settings.chunks):
-        outputs = tile.indices(i, settings)
-        mask = (weight != 0)[:, None] & (outputs < settings.outputs)
-        chunks = chunks + (tl.load(matrix + row + outputs, mask=mask, other=0.0),)
-    return chunks
 
 
 @triton.jit
@@ -216,9 +212,8 @@ def _log(slot, row, values, weight, settings: tl.constexpr):
 def _log_reward(slot, row, rewards, q, weight, settings: tl.constexpr):
     if settings.is_logging:
         mean = tile.dot(q, rewards, settings)
-        variance = tile.weighted_squares(tile.minus(rewards, mean, settings), q, settings)
         _log(slot, row, mean, weight, settings)
-        _log(slot, row + 1, tl.sqrt(variance), weight, settings)
+        _log(slot, row + 1, tile.std(rewards, q, mean, settings), weight, settings)
 
 
 @triton.jit
@@ -226,7 +221,7 @@ def _log_max(slot, row, z, settings: tl.constexpr):
     if settings.is_logging:
         greatest = tl.zeros_like(z[0])
         for i in tl.static_range(settings.chunks):
-            greatest = tl.maximum(greatest, tile.masked(tl.abs(z[i]), i, 0.0, settings))
+            greatest = tl.maximum(greatest, tl.abs(tile.masked(z[i], i, 0.0, settings)))
         tl.store(slot + row * tl.num_programs(0), tl.max(tl.max(greatest, 1), 0))
 
 
