@@ -430,6 +430,13 @@ def test_frac_reward_zero_std_is_0_for_accuracy_among_21841_outputs():
         assert stats["frac_reward_zero_std"] == 0
 
 
+@pytest.mark.parametrize(("difference", "share"), [(0.0, 1), (1e-8, 1), (1e-5, 0), (0.05, 0)])
+def test_frac_reward_zero_std_takes_small_differences_for_a_signal(difference, share):
+    own = {"own": lambda group: 3 + difference * (group.outputs == 1).double()}
+    stats = run(objective_of({"own": 1.0}, rewards=own), *random_logits(3, 1000))[2]
+    assert stats["frac_reward_zero_std"].item() == pytest.approx(share)
+
+
 # sites
 
 
