@@ -32,6 +32,42 @@ def test_cuda():
     run_cases(TRITON_INTERPRET="0")
 
 
+COMPILE = """
+import sys, torch, triton
+from triton.backends.compiler import GPUTarget
+from grpo_rm import fused, kernels
+from grpo_rm.losses import Objective
+from grpo_rm.rewards import MatrixReward, accuracy_reward, uniformity_reward
+
+rewards = {"a": accuracy_reward, "u": uniformity_reward, "m": MatrixReward(torch.zeros(40, 40))}
+terms = {"beta": 0.1, "entropy_weight": 0.1, "supervised_weight": 0.1, "weighting": "policy"}
+for logits, options, has_old, dtype in [
+    (torch.empty(1, 9, 40).transpose(1, 2), {}, False, "*bf16"),
+    (torch.empty(2, 40, 9), terms, True, "*fp32"),
+]:
+    names = ["a", "u", "m"] if has_old else ["a", "u"]
+    weights = dict.fromkeys(names, 1.0)
+    objective = Objective(rewards={name: rewards[name] for name in names}, reward_weights=weights, **options)
+    settings = fused._settings(logits, objective, fused._row_names(objective), is_fresh=not has_old)
+    kinds = {"logits": dtype, "gradient": dtype, "targets": "*i64", "weights": "*fp32", "partials": "*fp32"}
+    kinds |= {"num_sites": "i32", "tiles": "i32"}
+    if has_old:
+        kinds |= {"old_logits": dtype, "reference_logits": dtype, "matrices": "*fp32"}
+    signature = {name: kinds.get(name, "constexpr") for name in kernels.objective_kernel.arg_names}
+    constants = {name: None for name, kind in signature.items() if kind == "constexpr"} | {"settings": settings}
+    source = triton.compiler.ASTSource(kernels.objective_kernel, signature, constants)
+    options = {"num_warps": fused._tile(logits).num_warps, "enable_fp_fusion": True}
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+"""
+
+
+def test_compiles(tmp_path):
+    """For a GPU, without one: the interpreter takes what the compiler does not."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_import_does_not_need_triton():
     code = "import sys; sys.modules['triton'] = None; import grpo_rm.fused"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
