@@ -43,9 +43,10 @@ MODEL ?= models:/$(or $(shell sed -n 's/^  "name": "\(.*\)",$$/\1/p' reports/reg
 serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS or a file, INDEX=indexes, GRPO_RM_PORT=8000)
 	@exec python -m serving --model "$(MODEL)" $(if $(INDEX),--index "$(INDEX)")
 
-bench: $(READY)  ## measure what docs/benchmarks.md reports (half an hour on a quiet machine)
+bench: $(READY)  ## measure what docs/benchmarks.md reports (three quarters of an hour on a quiet machine)
 	@python -m benchmarks.pipeline
 	@python -m benchmarks.serving
+	@python -m benchmarks.training
 
 lock: $(UV)  ## resolve pyproject.toml anew into requirements.lock, and the part of it that serving needs
 	@$(UV) pip compile pyproject.toml --all-extras --group serve --universal --generate-hashes --python-version 3.11 \

@@ -8,14 +8,15 @@ import hashlib
 import json
 import os
 import pickle
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from grpo_rm.model import Model, ModelConfig
 
@@ -101,15 +102,20 @@ def remove_state(directory: Path) -> None:
     (directory / STATE).unlink(missing_ok=True)
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of torch's random numbers on the CPU and on the device."""
+def random_state(device: torch.device) -> State:
+    """Return the state of every generator of random numbers: torch's on the CPU and the GPU, NumPy's and Python's."""
+    _, keys, *rest = np.random.get_state(legacy=True)
     on_device = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state()} | on_device
+    numpy = (torch.from_numpy(np.array(keys, dtype=np.int64)), *rest)
+    return {"cpu": torch.get_rng_state(), "numpy": numpy, "python": random.getstate()} | on_device
 
 
-def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+def set_random_state(state: State, device: torch.device) -> None:
     """Go back to a state of `random_state`."""
     torch.set_rng_state(state["cpu"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 

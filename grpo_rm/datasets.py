@@ -5,8 +5,9 @@ trained before. That is what makes two arms comparable and a run repeatable.
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ Key = tuple[int, int]  # epoch, index
 Batch = tuple[Tensor, Tensor]  # images (B, H, W, C) uint8, labels (B,) int64
 View = Callable[[Image.Image, np.random.Generator], Pixels]
 
+AUGMENTATION = 1  # its random numbers are others than those of the order
 CACHE_LIMIT = 2**30  # bytes of decoded pixels that are kept in memory
 
 
@@ -76,20 +78,25 @@ def _shards(prepared: Path, name: str) -> list[Path]:
     return shards
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
+class _Images(Dataset[Batch]):
+    """The images, a batch at a time: what is done once per batch is not done once per image."""
+
     def __init__(self, split: Split, view: View, *, channels: int, seed: int, cache_limit: int) -> None:
         self.split, self.view, self.channels, self.seed = split, view, channels, seed
         self.cache_limit = cache_limit
         self.decoded: dict[int, Image.Image] = {}
         self.cached_bytes = 0
+        self.generators: _Generators | None = None
 
     def __len__(self) -> int:
         return len(self.split.files)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        epoch, index = key
-        pixels = self.view(self._decoded(index), np.random.default_rng((self.seed, epoch, index)))
-        return torch.from_numpy(pixels.copy()), int(self.split.labels[index])
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        epoch, indices = keys[0][0], [index for _, index in keys]
+        if self.generators is None or self.generators.epoch != epoch:
+            self.generators = _Generators(self.seed, epoch)
+        pixels = np.stack([self.view(self._decoded(index), self.generators.of(index)) for index in indices])
+        return torch.from_numpy(pixels), torch.from_numpy(self.split.labels[indices])
 
     def _decoded(self, index: int) -> Image.Image:
         if index in self.decoded:
@@ -102,18 +109,50 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return image
 
 
+class _Generators:
+    """The generator of each image in an epoch. It is always the same one, set to where the image's numbers begin: a new
+    one would take as long as the rest of a small image.
+    """
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self.epoch = epoch
+        self._bits = np.random.Philox(seed=(seed, epoch, AUGMENTATION))
+        self._state: Any = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def of(self, index: int) -> np.random.Generator:
+        """Return it; it is another image's from the next call on."""
+        self._state["state"]["counter"][1] = index  # each has 2 ** 64 blocks of numbers of its own
+        self._bits.state = self._state
+        return self._generator
+
+
 class _Epoch(Sampler[Key]):
-    def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+    """The images of this process in an epoch.
+
+    In training, every global batch is cut into a piece per process; else the whole split is.
+    """
+
+    def __init__(
+        self, length: int, *, seed: int, is_training: bool, batch_size: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.length, self.seed, self.is_training = length, seed, is_training
+        self.batch_size, self.rank, self.processes = batch_size, rank, processes
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.length
+        return len(self._order())
 
     def __iter__(self) -> Iterator[Key]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
-        return iter((self.epoch, int(index)) for index in order[self.start :])
+        mine = self._order()[self.start * self.batch_size // self.processes :]
+        return iter((self.epoch, int(index)) for index in mine)
+
+    def _order(self) -> NDArray[np.int64]:
+        if not self.is_training:
+            return np.array_split(np.arange(self.length), self.processes)[self.rank]
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        whole = order[: self.length // self.batch_size * self.batch_size]
+        return whole.reshape(-1, self.processes, self.batch_size // self.processes)[:, self.rank].reshape(-1)
 
 
 class Batches:
@@ -123,10 +162,15 @@ class Batches:
         split: What to read.
         view: Decoded image and generator to an array (size, size, channels) uint8.
         channels: 1 or 3.
-        batch_size: Images per batch; all of them where the split has fewer.
+        batch_size: Images per batch, of all processes together; all images where the split has fewer.
         seed: Of the order and the augmentation.
         is_training: Shuffle, and drop the last, incomplete batch.
         workers: Processes that decode; 0 decodes in this one. Together they keep up to 1 GiB of decoded images.
+        rank: Which process of the training this is.
+        processes: How many there are. Each gets its part of every batch; outside of training, of the split.
+
+    Raises:
+        ValueError: The batch cannot be cut into equal parts.
     """
 
     def __init__(
@@ -139,15 +183,30 @@ class Batches:
         seed: int = 0,
         is_training: bool = False,
         workers: int = 0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         images = _Images(split, view, channels=channels, seed=seed, cache_limit=CACHE_LIMIT // max(1, workers))
-        self.batch_size = min(batch_size, len(images))
-        self._sampler = _Epoch(len(images), seed=seed, shuffle=is_training)
-        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
-            images,
+        self.batch_size = min(batch_size, len(images) // processes * processes)
+        if is_training and (not self.batch_size or self.batch_size % processes):
+            raise ValueError(
+                f"batch_size is {batch_size} with {len(images)} images and {processes} processes, expected a multiple "
+                f"of {processes}: change batch_size or the number of processes"
+            )
+        self._sampler = _Epoch(
+            len(images),
+            seed=seed,
+            is_training=is_training,
             batch_size=self.batch_size,
+            rank=rank,
+            processes=processes,
+        )
+        self._local_batch_size = max(1, self.batch_size // processes)
+        self._loader: DataLoader[Batch] = DataLoader(
+            images,
+            batch_size=self._local_batch_size,
             sampler=self._sampler,
-            drop_last=is_training,
+            collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -156,11 +215,19 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        return len(self._loader)
+        """How many batches an epoch has; in the process that has most of them."""
+        if self._sampler.is_training:
+            return self.length // self.batch_size
+        return math.ceil(math.ceil(self.length / self._sampler.processes) / self._local_batch_size)
+
+    @property
+    def length(self) -> int:
+        """How many images the split has."""
+        return self._sampler.length
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `number`, without decoding those before batch `start`."""
-        self._sampler.epoch, self._sampler.start = number, start * self.batch_size
+        """Yield this process's batches of epoch `number`, without decoding those before batch `start`."""
+        self._sampler.epoch, self._sampler.start = number, start
         yield from self._loader
 
     def close(self) -> None:
@@ -171,6 +238,10 @@ class Batches:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:  # only workers persist
             iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_group(worker: int) -> None:  # noqa: ARG001

@@ -16,13 +16,18 @@ class Progress:
         title: Shown in front.
         epochs: How many there will be.
         images_per_epoch: How many images each has.
+        is_shown: One of several processes shows it.
     """
 
-    def __init__(self, title: str, *, epochs: int, images_per_epoch: int) -> None:
+    def __init__(self, title: str, *, epochs: int, images_per_epoch: int, is_shown: bool = True) -> None:
         self.title, self.epochs, self.images_per_epoch = title, epochs, images_per_epoch
         self._images, self._started = 0, time.monotonic()
+        self.is_shown = is_shown
         # disable=None: no bar where stderr is not a terminal
-        self._bar = tqdm(total=epochs * images_per_epoch, desc=title, unit=" images", unit_scale=True, disable=None)
+        is_disabled = None if is_shown else True
+        self._bar = tqdm(
+            total=epochs * images_per_epoch, desc=title, unit=" images", unit_scale=True, disable=is_disabled
+        )
 
     def advance(self, images: int) -> None:
         """Count the images of one step."""
@@ -37,6 +42,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line."""
+        if not self.is_shown:
+            return
         tqdm.write(f"{self.title}  {text}", file=sys.stdout)
         sys.stdout.flush()
 

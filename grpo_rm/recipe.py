@@ -1,16 +1,18 @@
 """How to train, whatever the loss: the numbers, and the optimizer they give."""
 
+import difflib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
+from torch.optim import Optimizer
 
 from grpo_rm.model import Model
 
-
 Precision = Literal["fp32", "bf16", "fp16"]
+
+SCHEDULES = ("cosine", "tanh", "poly", "step", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class Recipe:
         clip_grad_norm: Largest norm of the whole gradient.
         layer_decay: Factor of the learning rate from a layer to the one before it; 1 for none.
         freeze_encoder: Train the head alone, with the encoder in evaluation mode.
-        freeze_blocks: Leave the encoder's stem and this many of its first blocks as they are, in evaluation mode.
+        freeze_blocks: Leave the encoder's stem and this many of its first blocks as they are, in evaluation mode. timm
+            says what a block is; a final norm may belong to the last one.
         accumulation: Micro-batches that a batch is cut into. It changes the memory, not the result.
         num_iterations: Optimizer steps per batch, with one old policy (GRPO's mu).
         precision: "fp32", or "bf16" and "fp16" for autocast.
@@ -62,23 +65,91 @@ class Recipe:
     knn_every: int = 0
 
 
-def create_optimizer(model: Model, recipe: Recipe, *, steps_per_epoch: int) -> tuple[Optimizer, LambdaLR]:
-    """Return AdamW and its schedule for the weights that the recipe trains; freeze the others."""
+class Schedule(Protocol):
+    """A timm schedule: learning rates are a function of the number of steps done."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rates of the next step."""
+
+
+def create_optimizer(model: Model, recipe: Recipe) -> Optimizer:
+    """Return timm's optimizer for the weights that the recipe trains; freeze the others.
+
+    Raises:
+        ValueError: timm has no such optimizer, or the encoder has no `freeze_blocks` blocks.
+    """
     from timm import optim  # slow to import
 
-    for parameter in model.encoder.parameters():
-        parameter.requires_grad_(not recipe.freeze_encoder)
+    known = [str(name) for name in optim.list_optimizers()]
+    if recipe.optimizer not in known:
+        near = difflib.get_close_matches(recipe.optimizer, known, n=5, cutoff=0.4)
+        raise ValueError(f"timm has no optimizer {recipe.optimizer!r}; nearest: {', '.join(near) or ', '.join(known)}")
+    _freeze(model.encoder, recipe)
     undecayed: set[str] = getattr(model.encoder, "no_weight_decay", set)()
-    groups = optim.param_groups_weight_decay(
-        model, recipe.weight_decay, no_weight_decay_list=[f"encoder.{name}" for name in undecayed]
+    if recipe.layer_decay == 1:
+        groups = optim.param_groups_weight_decay(
+            model, recipe.weight_decay, no_weight_decay_list=[f"encoder.{name}" for name in undecayed]
+        )
+    else:
+        groups = optim.param_groups_layer_decay(
+            model.encoder, recipe.weight_decay, no_weight_decay_list=undecayed, layer_decay=recipe.layer_decay
+        ) + optim.param_groups_weight_decay(model.head, recipe.weight_decay)
+    groups = [group for group in groups if group["params"]]
+    return optim.create_optimizer_v2(groups, recipe.optimizer, lr=recipe.learning_rate)
+
+
+def create_schedule(optimizer: Optimizer, recipe: Recipe, *, steps: int) -> Schedule:
+    """Return timm's schedule over `steps` steps: linear warm-up to the learning rate, then as its name says.
+
+    "cosine" and "tanh" fall to 0, "poly" falls linearly to 0, "step" to a tenth after each third.
+
+    Raises:
+        ValueError: There is no such schedule.
+    """
+    from timm.scheduler import create_scheduler_v2
+
+    if recipe.schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {recipe.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+    warmup = min(round(recipe.warmup_epochs * steps / recipe.epochs), steps - 1)  # rounding may reach the last step
+    schedule: Schedule
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        recipe.schedule,
+        num_epochs=steps - warmup,  # timm's epochs are our steps: warm-up may take a fraction of an epoch
+        updates_per_epoch=1,
+        step_on_epochs=False,
+        warmup_epochs=warmup,
+        warmup_prefix=True,
+        warmup_lr=recipe.learning_rate / (warmup + 1),
+        decay_epochs=math.ceil((steps - warmup) / 3),
+        decay_rate=1.0 if recipe.schedule == "poly" else 0.1,  # of poly it is the power
     )
-    optimizer = AdamW(groups, lr=recipe.learning_rate)
-    total = recipe.epochs * steps_per_epoch
-    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)  # rounding may reach the last step
+    schedule.step_update(0)
+    return schedule
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
-    return optimizer, LambdaLR(optimizer, factor)
+def set_training_mode(model: Model) -> None:
+    """Switch to training, but what is frozen to evaluation: its dropout and its batch statistics rest too."""
+    model.train()
+    for module in model.modules():
+        weights = list(module.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            module.eval()
+
+
+def _freeze(encoder: nn.Module, recipe: Recipe) -> None:
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(not recipe.freeze_encoder)
+    if not recipe.freeze_blocks:
+        return
+    from timm.models import group_parameters
+
+    layers: dict[str, int] = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    blocks = max(layers.values())  # 0 is the stem
+    if recipe.freeze_blocks > blocks:
+        raise ValueError(
+            f"freeze_blocks is {recipe.freeze_blocks}, but the encoder has {blocks} blocks: use fewer, or "
+            "freeze_encoder"
+        )
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and layers[name] > recipe.freeze_blocks)

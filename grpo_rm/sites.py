@@ -31,14 +31,9 @@ class Sites(NamedTuple):
     reference_logits: Tensor | None = None
 
 
-def valid_sites(targets: Tensor, *, num_outputs: int | None = None) -> Tensor:
-    """Return which sites have a label, shaped (B, *space).
-
-    Args:
-        targets: Labels, or where `num_outputs` is given (B, num_outputs, *space) memberships.
-        num_outputs: K.
-    """
-    return targets >= 0 if num_outputs is None else targets.any(dim=1)
+def valid_sites(targets: Tensor) -> Tensor:
+    """Return which sites have a label: (B, *space) integer labels or (B, K, *space) bool to (B, *space) bool."""
+    return targets.any(dim=1) if targets.dtype == torch.bool else targets >= 0
 
 
 def site_count(valid: Tensor, aggregation: Aggregation) -> Tensor:
@@ -76,3 +71,61 @@ def site_weights(valid: Tensor, aggregation: Aggregation = "per_image", *, count
         sites = weights.flatten(1).sum(dim=1).clamp(min=1)
         weights = weights / sites.view(-1, *[1] * (valid.ndim - 1))
     return weights / count.clamp(min=1)
+
+
+def site_rows(sites: Sites) -> Sites:
+    """Return the same sites with the space flattened, and nothing left of what does not count.
+
+    Returns:
+        logits (N, K), float32 or float64; targets (N,) int64 or (N, K) bool; weights (N,). Where the weight is 0 the
+        logits are 0, whatever they were, and a label is -1.
+
+    Raises:
+        ValueError: The shapes do not fit each other, or memberships are not bool.
+    """
+    _check(sites)
+    weights = sites.weights.reshape(-1)
+    is_member = sites.targets.shape == sites.logits.shape
+    targets = _rows(sites.targets) if is_member else sites.targets.reshape(-1).long().masked_fill(weights == 0, -1)
+    old_logits, reference_logits = (
+        None if logits is None else _logit_rows(logits.detach(), weights)
+        for logits in (sites.old_logits, sites.reference_logits)
+    )
+    return Sites(_logit_rows(sites.logits, weights), targets, weights, old_logits, reference_logits)
+
+
+def clear_void(values: Tensor, weights: Tensor) -> Tensor:
+    """Set the rows of `values` (N, k) to 0 where the weight is 0: NaN would stay NaN under a weight of 0."""
+    is_void = weights == 0
+    if not weights.is_cuda and not is_void.any():  # on a GPU, to look would be to wait
+        return values
+    return values.masked_fill(is_void.unsqueeze(-1), 0)
+
+
+def _logit_rows(logits: Tensor, weights: Tensor) -> Tensor:
+    # here and not in each term of a loss: their gradients are added up before they are rounded to half precision
+    return clear_void(_rows(logits).to(torch.promote_types(logits.dtype, torch.float32)), weights)
+
+
+def _rows(values: Tensor) -> Tensor:
+    """(B, K, *space) to (N, K)."""
+    return values if values.ndim == 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
+
+
+def _check(sites: Sites) -> None:
+    logits, shape = sites.logits, tuple(sites.weights.shape)
+    if logits.ndim < 2 or shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"logits are {tuple(logits.shape)} and weights {shape}, expected (B, K, *space) and (B, *space)"
+        )
+    if sites.targets.shape == logits.shape:
+        if sites.targets.dtype != torch.bool:
+            raise ValueError(f"memberships are {sites.targets.dtype}, expected bool: a label of the site or none")
+    elif tuple(sites.targets.shape) != shape:
+        raise ValueError(
+            f"targets are {tuple(sites.targets.shape)}, expected labels {shape} or memberships {tuple(logits.shape)}"
+        )
+    for name in ("old_logits", "reference_logits"):
+        other: Tensor | None = getattr(sites, name)
+        if other is not None and other.shape != logits.shape:
+            raise ValueError(f"{name} are {tuple(other.shape)}, expected {tuple(logits.shape)} as the logits")

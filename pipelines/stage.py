@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 BOUND_VARIABLE = "GRPO_RM_BOUND"  # the process that a stage is not to outlive, where there is one
+WORDS_VARIABLE = "GRPO_RM_WORDS"  # where one of several processes leaves its last words, for who started them to say
 OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
 OURS = ("grpo_rm", "pipelines", "serving", "__main__")
 GRACE_SECONDS = 5
@@ -86,13 +87,21 @@ def _exit_code(main: Callable[[], None]) -> int:
         # once interrupted, any error is of that: an import that was cut short, a process that the same signal ended
         if isinstance(error, KeyboardInterrupt) or _interrupt.signal is not None:
             signal.alarm(0)
-            print((isinstance(error, KeyboardInterrupt) and str(error)) or INTERRUPTED, file=sys.stderr)
+            _say((isinstance(error, KeyboardInterrupt) and str(error)) or INTERRUPTED)
             return 128 + (_interrupt.signal or signal.SIGINT)
         if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
+            _say(traceback.format_exc().rstrip())
+            return 1
+        _say(f"error: {error}")
         return OUTAGE if isinstance(error, ConnectionError) else 1
     return 0
+
+
+def _say(last_words: str) -> None:
+    if WORDS_VARIABLE in os.environ:
+        Path(os.environ[WORDS_VARIABLE], os.environ["RANK"]).write_text(last_words, encoding="utf-8")
+    else:
+        print(last_words, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -172,6 +172,23 @@ def test_augmentation_of_an_image_is_the_same_in_any_order():
     assert torch.equal(ordered, small)
 
 
+def test_what_a_view_draws_is_nothing_to_the_next_image():
+    """Half a word that one image has left over, or thousands that it took, must not reach another."""
+
+    def greedy(image, rng):
+        pixels = np.asarray(image).reshape(8, 8, 1)
+        first = rng.integers(0, 256, 1, dtype=np.uint8)
+        rng.random(10_000 * int(pixels[0, 0, 0] % 3))
+        rng.integers(0, 2**32, 1 + pixels[0, 0, 0] % 2, dtype=np.uint32)
+        return np.where(np.arange(8).reshape(8, 1, 1) == 0, first, pixels).astype(np.uint8)
+
+    together = torch.cat([images for images, _ in batches(view=greedy, seed=1).epoch(2)])
+    alone = torch.cat([images for images, _ in batches(view=greedy, seed=1, batch_size=1, workers=2).epoch(2)])
+    assert torch.equal(together, alone)
+    reordered = torch.cat([images for images, _ in batches(view=greedy, seed=1, is_training=True).epoch(2)])
+    assert {image.numpy().tobytes() for image in reordered} <= {image.numpy().tobytes() for image in together}
+
+
 def cropped(image, rng):
     return training_view(image, size=8, min_crop=0.3, flip=True, interpolation="bilinear", rng=rng)
 

@@ -13,17 +13,16 @@ from grpo_rm.checkpoint import load_model
 from grpo_rm.datasets import Batches
 from grpo_rm.inference import predict
 from grpo_rm.losses import cross_entropy_loss
-from grpo_rm.task import classification_sites
-from grpo_rm.trainer import Trainer, best_epoch
+from grpo_rm.validation import Validator
 
 
 @pytest.mark.parametrize("loss", [cross_entropy_loss, grpo])
 def test_learns_a_separable_problem(tmp_path, loss):
     trainer = create_trainer(tmp_path, loss, epochs=15, learning_rate=1e-2)
-    before = predict(trainer.model, trainer.val.epoch(0), device=CPU)
+    before = predict(trainer.model, trainer.validator.val.epoch(0), device=CPU)
     assert np.mean(before.logits.argmax(axis=1) == before.labels) < 0.8
     best = trainer.fit()
-    after = predict(best, trainer.val.epoch(0), device=CPU)
+    after = predict(best, trainer.validator.val.epoch(0), device=CPU)
     assert np.mean(after.logits.argmax(axis=1) == after.labels) > 0.9
     assert not best.training
 
@@ -70,11 +69,14 @@ def test_both_arms_see_the_same_images_in_the_same_order(tmp_path):
     for name, loss in [("cross_entropy", cross_entropy_loss), ("grpo_rm", grpo)]:
         seen[name] = []
 
-        def record(model, images, labels, batches=seen[name]):
-            batches.append((images, labels))
-            return classification_sites(model, images, labels)
+        trainer = create_trainer(tmp_path / name, loss)
 
-        create_trainer(tmp_path / name, loss, options={"sites_of": record}).fit()
+        def record(images, targets, batches=seen[name], learn=trainer.learner.learn):
+            batches.append((images, targets))
+            return learn(images, targets)
+
+        trainer.learner.learn = record
+        trainer.fit()
     assert len(seen["cross_entropy"]) == len(seen["grpo_rm"]) == 6
     for left, right in zip(*seen.values(), strict=True):
         assert torch.equal(left[0], right[0])
@@ -86,7 +88,7 @@ def test_history_has_a_row_per_epoch(tmp_path):
     trainer.fit()
     assert [(row["epoch"], row["step"]) for row in trainer.history] == [(1, 3), (2, 6), (3, 9)]
     expected = {"epoch", "step", "learning_rate", "train_loss", "grad_norm", "val_accuracy", "val_nll"}
-    expected |= {"reward", "reward_std", "entropy", "old_kl", "frac_reward_zero_std", "clip_ratio/region_mean"}
+    expected |= {"reward", "reward_std", "entropy", "old_kl", "frac_reward_zero_std", "max_abs_logit"}
     expected |= {f"rewards/{name}/{what}" for name in ("accuracy", "uniformity") for what in ("mean", "std")}
     assert expected <= set(trainer.history[0])
     assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in trainer.history[0].values())
@@ -95,7 +97,7 @@ def test_history_has_a_row_per_epoch(tmp_path):
 def test_validation_metrics_are_those_of_the_validation_images(tmp_path):
     trainer = create_trainer(tmp_path, epochs=1, warmup_epochs=0)
     trainer.fit()
-    predictions = predict(trainer.model, trainer.val.epoch(0), device=CPU)
+    predictions = predict(trainer.model, trainer.validator.val.epoch(0), device=CPU)
     row = trainer.history[0]
     assert row["val_accuracy"] == np.mean(predictions.logits.argmax(axis=1) == predictions.labels)
     log_probs = torch.log_softmax(torch.from_numpy(predictions.logits).double(), dim=1)
@@ -110,7 +112,7 @@ def test_reports_of_steps_and_epochs(tmp_path):
     trainer.fit()
     assert [step for step, _ in steps] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in epochs] == [3, 6]
-    assert set(steps[0][1]) == {"train_loss", "grad_norm", "entropy", "learning_rate"}
+    assert set(steps[0][1]) == {"train_loss", "grad_norm", "entropy", "max_abs_logit", "learning_rate"}
     for (_, row), history, first in zip(epochs, trainer.history, (0, 3), strict=True):
         assert row == {name: history[name] for name in ("val_accuracy", "val_nll")}
         for name in ("train_loss", "entropy", "grad_norm"):
@@ -128,7 +130,13 @@ def test_long_runs_report_some_steps_only(tmp_path, monkeypatch):
 
 def rig_validation(monkeypatch, results):
     rows = iter([{"val_accuracy": accuracy, "val_nll": nll} for accuracy, nll in results])
-    monkeypatch.setattr(Trainer, "_validate", lambda self: next(rows))  # noqa: ARG005
+    measure = Validator.measure
+
+    def rigged(self, model, *, epoch):
+        metrics, predictions = measure(self, model, epoch=epoch)
+        return metrics | next(rows), predictions
+
+    monkeypatch.setattr(Validator, "measure", rigged)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +156,9 @@ def test_the_best_epoch_is_kept(tmp_path, monkeypatch, results, best):
     trainer = create_trainer(tmp_path, epochs=3)
     trainer.on_epoch = lambda step, row: after.append(weights_of(trainer.model))  # noqa: ARG005
     returned = weights_of(trainer.fit())
-    assert best_epoch(trainer.history)["epoch"] == best
+    assert trainer.best["epoch"] == best
     assert [are_equal(returned, weights) for weights in after] == [epoch == best for epoch in (1, 2, 3)]
-    assert are_equal(weights_of(load_model(tmp_path / "best")), returned)
+    assert are_equal(weights_of(load_model(tmp_path / f"epoch-{best}")), returned)
     assert are_equal(weights_of(load_model(tmp_path / "last")), after[-1])
 
 

@@ -7,17 +7,26 @@ import torch
 from PIL import Image
 
 from grpo_rm.datasets import Batches, Split
-from grpo_rm.losses import cross_entropy_loss, grpo_rm_loss
+from grpo_rm.devices import create_accelerator
+from grpo_rm.losses import Objective, cross_entropy_loss, grpo_rm_loss
 from grpo_rm.model import Model, ModelConfig
 from grpo_rm.recipe import Recipe
+from grpo_rm.rewards import accuracy_reward, uniformity_reward
 from grpo_rm.trainer import Trainer
 from grpo_rm.transforms import evaluation_view, training_view
 
 CPU = torch.device("cpu")
 
 
-def grpo(log_probs, targets, valid):
-    return grpo_rm_loss(log_probs, targets, valid, reward_weights={"accuracy": 1.0, "uniformity": 1.0}, eps=0.01)
+OBJECTIVE = Objective(
+    rewards={"accuracy": accuracy_reward, "uniformity": uniformity_reward},
+    reward_weights={"accuracy": 1.0, "uniformity": 1.0},
+    eps=0.01,
+)
+
+
+def grpo(sites):
+    return grpo_rm_loss(sites, OBJECTIVE)
 
 
 def split_of(count, seed):
@@ -52,30 +61,30 @@ def create_model(encoder="test_resnet", **encoder_args):
     return Model(config)
 
 
+def batches_of(split, view=plain, **options):
+    return Batches(split, view, channels=1, **({"batch_size": 16} | options))
+
+
 def create_trainer(
     checkpoints, loss=cross_entropy_loss, *, model=None, seed=0, order_seed=0, workers=0, options=None, **recipe
 ):
     """A trainer of 3 steps an epoch."""
-    defaults = {
-        "epochs": 2,
-        "learning_rate": 3e-3,
-        "weight_decay": 0.05,
-        "warmup_epochs": 1,
-        "clip_grad_norm": 1.0,
-        "freeze_encoder": False,
-    }
-    train = Batches(TRAIN, augmented, channels=1, batch_size=16, seed=order_seed, is_training=True, workers=workers)
+    defaults = {"epochs": 2, "learning_rate": 3e-3, "warmup_epochs": 1}
+    recipe = Recipe(**(defaults | recipe))
+    options = dict(options or {})
+    accelerator = options.pop("accelerator", None) or create_accelerator(recipe.precision, cpu=True)
+    part = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
     return Trainer(
         model or create_model(),
         loss,
-        train,
-        Batches(VAL, plain, channels=1, batch_size=16),
-        Recipe(**(defaults | recipe)),
+        batches_of(TRAIN, augmented, seed=order_seed, is_training=True, workers=workers, **part),
+        batches_of(VAL, **part),
+        recipe,
         seed=seed,
-        device=CPU,
+        accelerator=accelerator,
         checkpoints=checkpoints,
         title="test",
-        **({"fingerprint": {}} | (options or {})),
+        **({"fingerprint": {}, "gallery": batches_of(TRAIN, **part)} | options),
     )
 
 

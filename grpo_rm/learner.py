@@ -1,0 +1,235 @@
+"""What learns: the model, its optimizer, and the policies it is compared with. One batch in, one or more steps done."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from grpo_rm.devices import Processes
+from grpo_rm.losses import Loss
+from grpo_rm.model import Model
+from grpo_rm.recipe import Recipe, create_optimizer, create_schedule, set_training_mode
+from grpo_rm.sites import Aggregation, Sites, site_count, site_weights, valid_sites
+
+Stats = dict[str, Tensor]
+
+
+class NotFiniteError(FloatingPointError):
+    """Loss or gradient of a step is not finite."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        super().__init__(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
+        self.step = step
+
+
+@dataclass
+class _Part:
+    """A micro-batch, and what was said of it before the first step on it."""
+
+    images: Tensor
+    targets: Tensor
+    weights: Tensor
+    old_logits: Tensor | None = None
+    reference_logits: Tensor | None = None
+
+
+class Learner:
+    """Takes optimizer steps; holds what they change. `steps` are done, `learning_rate` was that of the last one (where
+    layers differ, the greatest).
+
+    Args:
+        model: Trained in place; moved to the accelerator's device.
+        loss: Sites to the loss.
+        recipe: How to train.
+        accelerator: Device, precision, and the other processes.
+        steps: How many there will be in all.
+        aggregation: What a site counts; see `site_weights`.
+        old_policy_steps: The old policy is a snapshot of the model, renewed every this many batches. With 1 there is
+            none: it is the present policy, or with `recipe.num_iterations` the one before the first step of a batch.
+        use_reference: Compare with a frozen copy of the initial model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        *,
+        steps: int,
+        aggregation: Aggregation = "per_image",
+        old_policy_steps: int = 1,
+        use_reference: bool = False,
+    ) -> None:
+        from timm.utils import ModelEmaV3  # slow to import
+
+        model = model.to(accelerator.device)
+        self.model: Model = model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+        self.loss, self.recipe, self.accelerator, self.aggregation = loss, recipe, accelerator, aggregation
+        self.processes = Processes(accelerator)
+        self.optimizer = accelerator.prepare_optimizer(create_optimizer(model, recipe))
+        self.schedule = create_schedule(self.optimizer, recipe, steps=steps)
+        self.old_policy_steps = old_policy_steps
+        self.steps, self.learning_rate = 0, math.nan
+        self.snapshot = _frozen(model).train() if old_policy_steps > 1 else None
+        self.reference = _frozen(model).eval() if use_reference else None
+        # without its warm-up a short training would end with an average that is mostly the initial weights
+        self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+        self.trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self._forward = self._wrapped(model)
+        self._finite = _FiniteCheck()
+
+    @property
+    def result(self) -> Model:
+        """The model that is validated and saved: the trained one, or its moving average."""
+        return self.ema.module if self.ema else self.model
+
+    def learn(self, images: Tensor, targets: Tensor) -> Iterator[Stats]:
+        """Take `num_iterations` steps on this process's part of a batch; yield the statistics of each.
+
+        The mean of the statistics over the processes is that of the batch; of a name that begins with "max_" the
+        greatest counts.
+
+        Raises:
+            NotFiniteError: The loss or its gradient. The step is not taken; on a GPU it may be noticed one step later.
+        """
+        if self.snapshot and self.steps // self.recipe.num_iterations % self.old_policy_steps == 0:
+            self.snapshot.load_state_dict(self.model.state_dict())
+        parts = self._parts(images, targets)
+        for _ in range(self.recipe.num_iterations):
+            yield self._step(parts)
+
+    def prepare(self) -> None:
+        """Switch to training mode; what is frozen stays in evaluation mode."""
+        set_training_mode(self.model)
+
+    def finish(self) -> None:
+        """Wait until the last step is known to be finite."""
+        self._finite.finish()
+
+    def state(self) -> dict[str, Any]:
+        """Return all that changes."""
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
+        parts |= {"ema": self.ema, "snapshot": self.snapshot, "scaler": self.accelerator.scaler}
+        counts = {"steps": self.steps, "learning_rate": self.learning_rate}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None} | counts
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in {"ema": self.ema, "snapshot": self.snapshot, "scaler": self.accelerator.scaler}.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.steps, self.learning_rate = state["steps"], state["learning_rate"]
+        self.schedule.step_update(self.steps)
+
+    def _wrapped(self, model: Model) -> nn.Module:
+        """The model as it is called in training. Accelerate's own wrapper would copy the logits to float32."""
+        wrapped: nn.Module = model
+        if self.processes.count > 1:
+            devices = None if self.accelerator.device.type == "cpu" else [self.accelerator.device]
+            wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
+
+    def _parts(self, images: Tensor, targets: Tensor) -> list[_Part]:
+        device = self.accelerator.device
+        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        valid = valid_sites(targets)
+        count = self.processes.sum(site_count(valid, self.aggregation))
+        # gradients and statistics are averaged over the processes, so each has to count as many times
+        weights = site_weights(valid, self.aggregation, count=count) * self.processes.count
+        cut = [tensor.tensor_split(self.recipe.accumulation) for tensor in (images, targets, weights)]
+        return [_Part(*part) for part in zip(*cut, strict=True) if len(part[0])]
+
+    def _step(self, parts: list[_Part]) -> Stats:
+        self.optimizer.zero_grad(set_to_none=True)
+        total: Stats = {}
+        for part in parts:
+            is_last = part is parts[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self._forward):
+                output = self.loss(self._sites(part))
+                self.accelerator.backward(output.loss)
+            total = _together(total, {"train_loss": output.loss.detach()} | output.stats)
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.recipe.clip_grad_norm)
+        # with fp16 a gradient that overflows is expected: the scaler leaves the step out, and scales less
+        looked_at = torch.zeros_like(norm) if self.accelerator.scaler else norm
+        self._finite.check(self.steps + 1, total["train_loss"], looked_at)
+        self.learning_rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        self.optimizer.step()
+        self.steps += 1
+        self.schedule.step_update(self.steps)
+        if self.ema:
+            self.ema.update(self.model, step=self.steps)
+        return total | {"grad_norm": norm}
+
+    def _sites(self, part: _Part) -> Sites:
+        if part.old_logits is None and self.snapshot:
+            devices = [self.accelerator.device] if part.images.is_cuda else []
+            with torch.random.fork_rng(
+                devices
+            ):  # dropout as in the policy's pass below, so that it cancels in the ratio
+                part.old_logits = self._logits(self.snapshot, part.images)
+        if part.reference_logits is None and self.reference:
+            part.reference_logits = self._logits(self.reference, part.images)
+        with self.accelerator.autocast():
+            _, logits = self._forward(part.images)
+        if part.old_logits is None and self.recipe.num_iterations > 1:
+            part.old_logits = logits.detach()
+        return Sites(logits, part.targets, part.weights, part.old_logits, part.reference_logits)
+
+    def _logits(self, model: Model, images: Tensor) -> Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            logits: Tensor = model(images)[1]
+            return logits
+
+
+class _FiniteCheck:
+    """Looks at the numbers of each step: on the CPU at once, on a GPU when the next step has been queued."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._numbers: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
+
+    def check(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        numbers = torch.stack([loss.detach().float(), norm.detach().float()])
+        if not numbers.is_cuda:
+            self._step, self._numbers = step, numbers
+            self.finish()
+            return
+        self.finish()
+        self._step, self._numbers = step, numbers.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._arrived.record()
+
+    def finish(self) -> None:
+        if self._numbers is None:
+            return
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, norm = self._numbers.tolist()
+        self._numbers = None
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NotFiniteError(self._step, loss, norm)
+
+
+def _frozen(model: Model) -> Model:
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def _together(left: Stats, right: Stats) -> Stats:
+    """Put the statistics of two parts of a batch together."""
+    if not left:
+        return right
+    return {
+        name: torch.maximum(left[name], value) if name.startswith("max_") else left[name] + value
+        for name, value in right.items()
+    }

@@ -1,0 +1,150 @@
+"""What is measured on the validation images while a model trains."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from grpo_rm.datasets import Batch, Batches
+from grpo_rm.devices import Processes
+from grpo_rm.evaluation.knn import knn_predictions
+from grpo_rm.head import PrototypeHead
+from grpo_rm.history import Metrics
+from grpo_rm.inference import Predictions, predict
+from grpo_rm.model import Model
+from grpo_rm.policy import entropy, log_policy
+from grpo_rm.recipe import Recipe
+
+KNN_NEIGHBORS, KNN_TEMPERATURE = 20, 0.07
+COLLAPSED = 0.99  # the share of one predicted class from which on a policy has collapsed
+
+
+class Validator:
+    """Measures a model while it trains.
+
+    Args:
+        val: Validation batches.
+        gallery: The training images as they are evaluated.
+        recipe: When to measure nearest neighbors.
+        processes: Each measures its part of the images.
+        device: Where.
+        pause: Called after every batch.
+
+    Raises:
+        ValueError: `recipe.monitor` is not measured.
+    """
+
+    def __init__(
+        self,
+        val: Batches,
+        gallery: Batches | None,
+        recipe: Recipe,
+        processes: Processes,
+        *,
+        device: torch.device,
+        pause: Callable[[], None],
+    ) -> None:
+        self.val, self.recipe, self.processes, self.device, self.pause = val, recipe, processes, device, pause
+        self._gallery = gallery
+        measured = ["val_accuracy", "val_nll"] + ([knn_name(self.gallery.length)] if recipe.knn_every else [])
+        if recipe.monitor not in measured:
+            raise ValueError(
+                f"monitor is {recipe.monitor!r}, expected a metric of this training: {', '.join(measured)}"
+                + ("" if recipe.knn_every else "; with knn_every also val_knn_...")
+            )
+
+    @property
+    def gallery(self) -> Batches:
+        """The training images as they are evaluated."""
+        if self._gallery is None:
+            raise ValueError("nearest neighbors and class prototypes need the training images: give `gallery`")
+        return self._gallery
+
+    def measure(self, model: Model, *, epoch: int) -> tuple[Metrics, Predictions]:
+        """Return the metrics after an epoch, and what they were made from."""
+        predictions = self._predict(model, self.val)
+        metrics = validation_metrics(predictions)
+        if self.recipe.knn_every and (epoch % self.recipe.knn_every == 0 or epoch == self.recipe.epochs):
+            metrics |= knn_metrics(self._predict(model, self.gallery), predictions)
+        return metrics, predictions
+
+    def set_prototypes(self, model: Model) -> None:
+        """Move class prototypes, where the model has them, to where the classes are now."""
+        if isinstance(model.head, PrototypeHead):
+            seen = self._predict(model, self.gallery)
+            model.head.set_prototypes(torch.from_numpy(seen.embeddings), torch.from_numpy(seen.labels))
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        self.val.close()
+        if self._gallery:
+            self._gallery.close()
+
+    def _predict(self, model: Model, batches: Batches) -> Predictions:
+        parts = self.processes.gather(predict(model, self._pausing(batches), device=self.device))
+        return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+    def _pausing(self, batches: Batches) -> Iterator[Batch]:
+        mine = batches.epoch(0)
+        for _ in range(len(batches)):  # all processes pause equally often, even if one has a batch less
+            batch = next(mine, None)
+            if batch is not None:
+                yield batch
+            self.pause()
+
+
+def validation_metrics(predictions: Predictions) -> Metrics:
+    """Return `val_accuracy` and `val_nll`."""
+    accuracy = np.mean(predictions.logits.argmax(axis=1) == predictions.labels)
+    nll = F.cross_entropy(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels)).item()
+    return {"val_accuracy": float(accuracy), "val_nll": nll}
+
+
+def knn_name(num_images: int) -> str:
+    """Return the name of the metric with this many training images."""
+    return f"val_knn_top1_k{_neighbors(num_images)}_t{KNN_TEMPERATURE}"
+
+
+def _neighbors(num_images: int) -> int:
+    return min(KNN_NEIGHBORS, num_images)
+
+
+def knn_metrics(gallery: Predictions, predictions: Predictions) -> Metrics:
+    """Return the accuracy of `KNN_NEIGHBORS` nearest neighbors among the training images; k and T are in its name."""
+    k = _neighbors(len(gallery.labels))
+    labels = torch.from_numpy(predictions.labels)
+    nearest = knn_predictions(
+        torch.from_numpy(gallery.embeddings),
+        torch.from_numpy(gallery.labels),
+        torch.from_numpy(predictions.embeddings),
+        ks=[k],
+        temperature=KNN_TEMPERATURE,
+        num_classes=predictions.logits.shape[1],
+    )[k]
+    return {knn_name(len(gallery.labels)): (nearest == labels).float().mean().item()}
+
+
+def warning_of(metrics: Metrics, predictions: Predictions, classes: list[str]) -> str | None:
+    """Return in words what makes an epoch useless: rewards without a signal, or a policy that has collapsed."""
+    if metrics.get("frac_reward_zero_std", 0) > COLLAPSED:
+        return (
+            f"the rewards carry no signal: at {metrics['frac_reward_zero_std']:.0%} of the sites every output is "
+            "rewarded the same, so nothing is learned there; look at objective.rewards"
+        )
+    predicted = predictions.logits.argmax(axis=1)
+    most = int(np.bincount(predicted).argmax())
+    share, labeled = np.mean(predicted == most), np.mean(predictions.labels == most)
+    if share >= COLLAPSED > labeled and _is_certain(predictions):
+        return (
+            f"the policy has collapsed: it is certain of {classes[most]!r} for {share:.0%} of the validation images, "
+            f"and {labeled:.0%} are; lower learning_rate, or look at objective.rewards"
+        )
+    return None
+
+
+def _is_certain(predictions: Predictions) -> bool:
+    """Whether the mean entropy is less than a tenth of the greatest there is."""
+    log_probs = log_policy(torch.from_numpy(predictions.logits))
+    return entropy(log_probs).mean().item() < 0.1 * math.log(log_probs.shape[1])

@@ -1,0 +1,63 @@
+"""Started by torchrun: `two_processes.py SCENARIO FOLDER`. What it leaves in the folder, test_processes.py looks at."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from toy_training import create_model, create_trainer, grpo, weights_of
+
+from grpo_rm.trainer import Interrupted
+
+PLAIN = {"optimizer": "sgd", "learning_rate": 0.05}
+RICH = PLAIN | {"accumulation": 2, "num_iterations": 2, "ema_decay": 0.8, "knn_every": 1, "keep_best": 2}
+
+
+def create(folder, *, stop=lambda trainer: False, drop=0.0, **recipe):  # noqa: ARG005
+    """A trainer of a network without batch statistics; with `drop` its random numbers differ between processes."""
+    model = create_model("test_vit", depth=2, drop_path_rate=drop)
+    rich = {"old_policy_steps": 2} if "ema_decay" in recipe else {}
+    options = {"should_stop": lambda: stop(trainer), **rich}
+    trainer = create_trainer(folder, grpo, model=model, options=options, **recipe)
+    return trainer
+
+
+def second_process_at(step):
+    return lambda trainer: dist.get_rank() == 1 and trainer.step == step
+
+
+def save(trainer, folder):
+    if trainer.processes.is_first:
+        torch.save((weights_of(trainer.learner.result), trainer.history), folder / "result.pt")
+
+
+def train(folder, **options):
+    trainer = create(folder, **options)
+    trainer.fit()
+    save(trainer, folder)
+    return trainer
+
+
+def main(scenario, folder):
+    if scenario == "same":
+        train(folder / "plain", **PLAIN)
+        train(folder / "rich", **RICH)
+        # the second process alone is told to stop: both do
+        for name, stops in [("whole", []), ("resumed", [2, 4])]:
+            for step in stops:
+                with pytest.raises(Interrupted, match=f"at step {step} "):
+                    create(folder / name, drop=0.5, stop=second_process_at(step)).fit()
+            trainer = train(folder / name, drop=0.5)
+            random = [torch.rand(()).item() for _ in range(3)]
+            numbers = trainer.processes.gather(random)
+            assert numbers[0] != numbers[1]
+    elif scenario == "dies":
+        create(folder / "dies", stop=lambda trainer: dist.get_rank() == 1 and trainer.step == 4 and 1 / 0).fit()
+    elif scenario == "diverges":
+        create(folder / "diverges", **PLAIN | {"learning_rate": 1e30, "clip_grad_norm": 1e30}).fit()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
+    dist.destroy_process_group()
