@@ -24,9 +24,9 @@ from grpo_rm.sites import Sites
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE = 32768  # logits of a tile: what the registers of a multiprocessor hold
-ROW_TILE = 1024  # of a tile of contiguous rows, if a row is not longer
+ROW_TILE = 1024  # of a tile of rows, if a row is not longer
 WARP_TILE = 1024  # for a warp: 32 logits a thread
-LINE, SECTOR = 64, 8  # sites of a tile where sites are contiguous: as a rule, and at least, for memory to be read well
+MAX_CHUNKS = 32  # of a tile
 BLOCK = 4096  # numbers of a block in the small kernels
 MAX_PROGRAMS = 1024  # of the kernel that scales: few, since as a rule it has nothing to do
 
@@ -222,24 +222,33 @@ def _row_names(objective: Objective) -> tuple[str, ...]:
 def _tile(logits: Tensor) -> Tile | None:
     """Return how (images, K, sites) logits are cut, or None where a tile would not fit."""
     _, outputs, sites = logits.shape
-    block_outputs, chunks = _cut(outputs)
-    width = block_outputs * chunks
-    if _is_rows(logits):
-        block_sites = _power_below(max(ROW_TILE // width, 1))
-    else:
-        block_sites = min(_power_below(max(TILE // width, 1)), LINE)
-        if block_sites < SECTOR:
-            return None
-    block_sites = min(block_sites, _power_above(sites))
-    num_warps = min(_power_above(-(-width * block_sites // WARP_TILE)), 32)
-    return Tile(block_outputs, chunks, block_sites, num_warps) if width * block_sites <= TILE else None
+    block_sites, block_outputs, num_warps = _cut_rows(outputs) if _is_rows(logits) else _cut_columns(outputs)
+    chunks = -(-outputs // block_outputs)
+    tile = Tile(block_outputs, chunks, min(block_sites, _power_above(sites)), num_warps)
+    return tile if chunks <= MAX_CHUNKS and chunks * block_outputs * block_sites <= TILE else None
 
 
-def _cut(outputs: int) -> tuple[int, int]:
-    """Return size and number of the chunks: powers of two, at most 8 of them, that exceed K the least."""
+def _cut_rows(outputs: int) -> tuple[int, int, int]:
+    """Return (block_sites, block_outputs, num_warps) where the outputs of a site are next to each other.
+
+    Up to 8 chunks, small ones, since only the last of them has padding.
+    """
     whole = _power_above(outputs)
     sizes = [max(whole // parts, min(whole, 16)) for parts in (1, 2, 4, 8)]
-    return min(((size, -(-outputs // size)) for size in sizes), key=lambda cut: (cut[0] * cut[1], cut[0]))
+    size = min(sizes, key=lambda size: (-(-outputs // size) * size, size))
+    width = -(-outputs // size) * size
+    block_sites = _power_below(max(ROW_TILE // width, 1))
+    return block_sites, size, min(_power_above(-(-width * block_sites // WARP_TILE)), 32)
+
+
+def _cut_columns(outputs: int) -> tuple[int, int, int]:
+    """Return (block_sites, block_outputs, num_warps) where sites are next to each other.
+
+    A warp takes an output of a chunk, its threads the sites: what is reduced over the outputs stays in a thread until
+    the warps meet.
+    """
+    num_warps = min(max(_power_above(-(-outputs // 20)), 4), 32)
+    return (64 if num_warps < 32 else 32), num_warps, num_warps
 
 
 def _power_above(number: int) -> int:

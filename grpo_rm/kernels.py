@@ -64,6 +64,7 @@ def objective_kernel(
     first = image * num_sites * settings.outputs + (site.to(tl.int64) * settings.outputs if settings.is_rows else site)
     counts = (weight != 0)[:, None]  # a site that does not count is read as zeros, whatever is there
     slot = partials + program
+    scale = weight if settings.is_logging else weight * tl.load(incoming)
 
     z = tile.load(logits, first, num_sites, counts, settings)
     _log_max(slot, settings.rows - 1, z, settings)
@@ -78,38 +79,38 @@ def objective_kernel(
         log_q_target = _logit_at(target, old_logits, first, num_sites, weight, settings) - old_top - old_log_sum
         log_ratio = tile.log_ratio(shifted, log_sum, old_shifted, old_log_sum, settings)
         old_kl = -tile.dot(q, log_ratio, settings)
-    advantages = _advantages(q, log_q_target, target, matrices, weight, slot, settings)
-    surrogate, slopes = _surrogate(log_ratio, q, advantages, weight, slot, settings)
-    loss = -surrogate - settings.entropy_weight * entropy - settings.supervised_weight * log_p_target
-    kl, excess = tl.zeros_like(loss), p
+    centered, factor = _advantages(q, log_q_target, target, matrices, weight, slot, settings)
+    surrogate, slopes = _surrogate(log_ratio, q, centered, factor, weight, scale, slot, settings)
+    others = -settings.entropy_weight * entropy - settings.supervised_weight * log_p_target
+    kl, excess = tl.zeros_like(entropy), p
     if settings.beta > 0:
         reference_z = tile.load(reference_logits, first, num_sites, counts, settings)
         reference_shifted, _, _, reference_log_sum = tile.softmax(reference_z, settings)
         excess = tile.log_ratio(shifted, log_sum, reference_shifted, reference_log_sum, settings)
         kl = tile.dot(p, excess, settings)
-        loss += settings.beta * kl
-    _log(slot, 0, loss, weight, settings)
+        others += settings.beta * kl
+    if settings.is_logging:
+        tl.store(slot, tl.sum(weight * others - surrogate, 0))
     _log(slot, 1, entropy, weight, settings)
     _log(slot, 2, old_kl, weight, settings)
     _log(slot, 3, kl, weight, settings)
 
     if settings.is_differentiating:
-        if not settings.is_logging:
-            weight *= tl.load(incoming)
-        pull = tile.sum(slopes, settings) + settings.supervised_weight - settings.beta * kl
-        pull += settings.entropy_weight * (entropy - log_sum)
+        pull = settings.supervised_weight - settings.beta * kl + settings.entropy_weight * (entropy - log_sum)
+        pull = scale * pull + tile.sum(slopes, settings) if _has_slope(settings) else scale * pull
         for i in tl.static_range(settings.chunks):
             pulls = pull[:, None]
             if settings.beta > 0:
-                pulls += settings.beta * excess[i]
+                pulls += settings.beta * scale[:, None] * excess[i]
             if settings.entropy_weight != 0:
-                pulls += settings.entropy_weight * shifted[i]
+                pulls += settings.entropy_weight * scale[:, None] * shifted[i]
             dz = p[i] * pulls - slopes[i]
             if settings.supervised_weight != 0:
-                dz -= tl.where(tile.indices(i, settings) == target[:, None], settings.supervised_weight, 0.0)
+                is_target = tile.indices(i, settings) == target[:, None]
+                dz -= tl.where(is_target, settings.supervised_weight * scale[:, None], 0.0)
             place = gradient + first[:, None] + tile.offsets(i, num_sites, settings)
             mask = (site < num_sites)[:, None] & (tile.indices(i, settings) < settings.outputs)
-            tl.store(place, (dz * weight[:, None]).to(gradient.dtype.element_ty), mask=mask)
+            tl.store(place, dz.to(gradient.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -122,7 +123,7 @@ def _logit_at(target, logits, first, num_sites, weight, settings: tl.constexpr):
 
 @triton.jit
 def _advantages(q, log_q_target, target, matrices, weight, slot, settings: tl.constexpr):
-    """Return the group-relative advantages, 0 in the padding; log the rewards."""
+    """Return the centered rewards, 0 in the padding, and what makes advantages of them; log the rewards."""
     has_label = (target >= 0) & (target < settings.outputs)
     right = tl.where(has_label, tl.exp(log_q_target), 0.0)
     wrong = tile.sum_away_from(target[:, None], q, settings)
@@ -159,35 +160,38 @@ def _advantages(q, log_q_target, target, matrices, weight, slot, settings: tl.co
         mean = tile.dot(q, rewards, settings)
         centered = tile.without_padding(tile.minus(rewards, mean, settings), settings)
         std = tile.std(rewards, q, mean, settings)
+    factor = tl.zeros_like(std) + 1
     if settings.is_scaled:
         # without an eps a group of equal rewards has nothing to learn from, rather than 0 / 0
         scale = std + settings.eps
-        centered = tile.times(centered, tl.where(scale == 0, 0.0, 1.0 / tl.where(scale == 0, 1.0, scale)), settings)
-    return centered
+        factor = tl.where(scale == 0, 0.0, 1.0 / tl.where(scale == 0, 1.0, scale))
+    return centered, factor
 
 
 @triton.jit
-def _surrogate(log_ratio, q, advantages, weight, slot, settings: tl.constexpr):
-    """Return J and the slopes g_k = dJ / d log p_k; log what is clipped."""
-    slopes = ()
+def _surrogate(log_ratio, q, centered, factor, weight, scale, slot, settings: tl.constexpr):
+    """Return J and the slopes g_k = dJ / d log p_k, both times the scale of the site; log what is clipped."""
+    if not settings.is_policy_weighting:
+        scale = scale / settings.outputs
     if settings.is_fresh:
-        region = tl.zeros_like(weight)
-        low = region
-        for i in tl.static_range(settings.chunks):
-            slopes = slopes + (advantages[i] * _share(q[i], settings),)
-        value = tile.sum(slopes, settings)
+        value, low, region = tl.zeros_like(weight), tl.zeros_like(weight), tl.zeros_like(weight)
+        slopes = _shares(q, tile.times(centered, factor * scale, settings), settings)
+        if _has_slope(settings):
+            value = tile.sum(slopes, settings)
     else:
         values, lows, regions = tl.zeros_like(q[0]), tl.zeros_like(q[0]), tl.zeros_like(q[0])
+        slopes = ()
         for i in tl.static_range(settings.chunks):
+            advantage = centered[i] * factor[:, None]
+            share = q[i] * scale[:, None] if settings.is_policy_weighting else scale[:, None]
             clamped = tl.minimum(tl.maximum(log_ratio[i], settings.min_log_ratio), settings.max_log_ratio)
             ratio = tl.exp2(clamped * tile.LOG2_E)
-            share = _share(q[i], settings)
-            free = ratio * advantages[i]
-            clipped = tl.minimum(tl.maximum(ratio, settings.clip_min), settings.clip_max) * advantages[i]
+            free = ratio * advantage
+            clipped = tl.minimum(tl.maximum(ratio, settings.clip_min), settings.clip_max) * advantage
             values += tl.minimum(free, clipped) * share
-            slopes = slopes + (tl.where((free <= clipped) & (clamped == log_ratio[i]), free, 0.0) * share,)
+            slopes = slopes + (tl.where((free <= clipped) & (clamped == log_ratio[i]), free * share, 0.0),)
             regions += tl.where(free > clipped, 1.0, 0.0)
-            lows += tl.where((free > clipped) & (advantages[i] < 0), 1.0, 0.0)
+            lows += tl.where((free > clipped) & (advantage < 0), 1.0, 0.0)
         value = tl.sum(values, 1)
         low, region = tl.sum(lows, 1) / settings.outputs, tl.sum(regions, 1) / settings.outputs
     _log(slot, 4, low, weight, settings)
@@ -197,9 +201,20 @@ def _surrogate(log_ratio, q, advantages, weight, slot, settings: tl.constexpr):
 
 
 @triton.jit
-def _share(q, settings: tl.constexpr):
-    """What an output weighs in the surrogate."""
-    return q if settings.is_policy_weighting else 1.0 / settings.outputs
+def _shares(q, values, settings: tl.constexpr):
+    """The values times what the outputs weigh in the surrogate, where that differs."""
+    shares = values
+    if settings.is_policy_weighting:
+        shares = ()
+        for i in tl.static_range(settings.chunks):
+            shares = shares + (q[i] * values[i],)
+    return shares
+
+
+@triton.jit
+def _has_slope(settings: tl.constexpr):
+    """Whether G need not be 0. Where pi_old is pi, it is a sum of what is centered, if both are weighted alike."""
+    return (not settings.is_fresh) or settings.is_policy_weighting != settings.is_policy_statistics
 
 
 @triton.jit

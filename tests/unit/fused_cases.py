@@ -137,21 +137,27 @@ def test_shapes(shape, has_old):
     check(random_sites(shape, has_old=has_old), objective())
 
 
-@pytest.mark.parametrize("has_old", [False, True])
-@pytest.mark.parametrize("kind", ["default", "all", "accuracy", "uniformity", "negative"])
-def test_group_statistics(kind, has_old):
-    rewards = {
-        "default": None,
-        "all": all_rewards(5),
-        "accuracy": {"accuracy": (accuracy_reward, 1.0)},
-        "uniformity": {"uniformity": (uniformity_reward, 2.0)},
-        "negative": {"accuracy": (accuracy_reward, -1.0), "uniformity": (uniformity_reward, -0.5)},
-    }[kind]
-    sites = random_sites((4, 5), has_old=has_old)
+CHOICES = [
+    {"statistics": statistics, "weighting": weighting, "scale": scale}
     for statistics, weighting, scale in itertools.product(
         ("uniform", "policy"), ("uniform", "policy"), ("group", "none")
-    ):
-        check(sites, objective(rewards, statistics=statistics, weighting=weighting, scale=scale, eps=0.01))
+    )
+]
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_group_statistics(is_fresh, choices):
+    rewards = None if is_fresh else all_rewards(5)
+    check(random_sites((4, 5), has_old=not is_fresh), objective(rewards, eps=0.01, **choices))
+
+
+@pytest.mark.parametrize("choices", [{}, {"statistics": "policy", "weighting": "policy", "scale": "none"}], ids=str)
+@pytest.mark.parametrize(("accuracy", "uniformity"), [(1.0, None), (None, 2.0), (-1.0, -0.5), (0.5, 1.5)])
+def test_reward_weights(accuracy, uniformity, choices):
+    weights = {"accuracy": (accuracy_reward, accuracy), "uniformity": (uniformity_reward, uniformity)}
+    rewards = {name: (reward, weight) for name, (reward, weight) in weights.items() if weight is not None}
+    check(random_sites((4, 5)), objective(rewards, **choices))
 
 
 @pytest.mark.parametrize("statistics", ["uniform", "policy"])
@@ -171,8 +177,7 @@ TERMS = [
 ]
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.4, 5.0])
-@pytest.mark.parametrize("has_old", [False, True])
+@pytest.mark.parametrize(("has_old", "spread"), [(False, 0.4), (True, 0.4), (True, 5.0)])
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 def test_terms(terms, has_old, spread):
     check(random_sites((6, 5), has_old=has_old, has_reference=True, spread=spread), objective(**terms))
@@ -227,9 +232,11 @@ def test_no_signal():
         assert output.loss.abs() < 1e-3 and gradient_of(output.loss, sites.logits).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.25, -3.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_incoming_gradient(factor, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [(torch.float32, 1.0), (torch.float32, -3.0), (torch.bfloat16, 0.3), (torch.float16, 1.0), (torch.float16, 0.3)],
+)
+def test_incoming_gradient(dtype, factor):
     sites = random_sites((5, 300), dtype=dtype)
     plain = gradient_of(naive_loss(sites, objective())[0] * factor, sites.logits)
     fused = gradient_of(fused_grpo_rm_loss(sites, objective()).loss * factor, sites.logits)
