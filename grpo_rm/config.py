@@ -3,21 +3,26 @@
 `python -m grpo_rm.config params.yaml` checks a file.
 """
 
-import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from grpo_rm.config_errors import explain, keys_of, nearest
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 
 SOURCES = ("digits", "folder:PATH", "npz:PATH")
+REWARDS = ("accuracy", "uniformity", "cost_matrix", "class_similarity")
+REWARD_FILES = Path("data/rewards")  # the stage depends on it
 
 
 class _Block(BaseModel):
@@ -50,53 +55,130 @@ class Encoder(_Block):
     pretrained: bool
     channels: Literal[1, 3]
     image_size: Count
-    crop_pct: Annotated[float, Field(gt=0, le=1)]
+    crop_pct: Share
     interpolation: Literal["bilinear", "bicubic"]
     args: dict[str, Any]
+    head: Literal["linear", "prototypes"]
+    temperature: Positive
 
 
 class Augmentation(_Block):
-    min_crop: Annotated[float, Field(gt=0, le=1)]
+    min_crop: Share
     flip: bool
 
 
 class Training(_Block):
+    """How to train. `grpo_rm.recipe.Recipe` says what each setting does; the last three are of the batches."""
+
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Positive
+    optimizer: str
     weight_decay: NonNegative
+    schedule: Literal["cosine", "tanh", "poly", "step", "constant"]
     warmup_epochs: NonNegative
     clip_grad_norm: Positive
+    layer_decay: Share
     freeze_encoder: bool
+    freeze_blocks: CountOrZero
+    accumulation: Count
+    precision: Literal["fp32", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    monitor: str
+    patience: CountOrZero
+    keep_best: Count
+    knn_every: CountOrZero
+    batch_size: Annotated[int, Field(ge=2)]
     augmentation: Augmentation
-    workers: Annotated[int, Field(ge=0)]
+    workers: CountOrZero
+
+    @field_validator("monitor")
+    @classmethod
+    def _is_of_the_validation(cls, monitor: str) -> str:
+        if not monitor.startswith("val_"):
+            raise ValueError("expected a metric of the validation, such as val_accuracy or val_nll")
+        return monitor
 
     @model_validator(mode="after")
-    def _warms_up_in_time(self) -> "Training":
+    def _fits_together(self) -> "Training":
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g}, expected at most epochs ({self.epochs})")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, expected a multiple of accumulation ({self.accumulation})"
+            )
+        if self.freeze_encoder and self.freeze_blocks:
+            raise ValueError("freeze_encoder freezes all blocks: set it to false, or freeze_blocks to 0")
         return self
 
 
-class RewardWeights(_Block):
-    accuracy: float
-    uniformity: float
+class Finetuning(Training):
+    """Both arms take as many optimizer steps: their budget is equal."""
 
-    @model_validator(mode="after")
-    def _rewards_something(self) -> "RewardWeights":
-        if not (self.accuracy or self.uniformity):
-            raise ValueError("accuracy and uniformity are both 0: nothing is rewarded, so nothing would be learned")
-        return self
+    num_iterations: Count
+
+
+def _reward_name(name: str) -> str:
+    is_path = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name)
+    if name in REWARDS or is_path:
+        return name
+    if ":" in name:
+        raise ValueError("expected an import path, package.module:function")
+    raise ValueError(f"unknown reward; {nearest(name, [*REWARDS, 'an import path package.module:function'])}")
 
 
 class Objective(_Block):
-    rewards: RewardWeights
+    """Of the GRPO-RM loss: see `grpo_rm.losses.Objective`; and how often the old policy is refreshed."""
+
+    rewards: dict[Annotated[str, AfterValidator(_reward_name)], float]
+    cost_matrix: str | None
+    candidates: Count | None
+    surrogate: Literal["clipped", "regressive"]
     scale: Literal["group", "none"]
     statistics: Literal["uniform", "policy"]
     eps: NonNegative
     weighting: Literal["uniform", "policy"]
     clip_low: Annotated[float, Field(ge=0, le=1)]
     clip_high: NonNegative
+    ratio_cap: Annotated[float, Field(ge=1)] | None
+    aggregation: Literal["per_image", "per_site", "constant"]
+    refresh: int | Literal["epoch"]
+    beta: NonNegative
+    entropy_weight: NonNegative
+    supervised_weight: NonNegative
+
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_something(cls, rewards: dict[str, float]) -> dict[str, float]:
+        if not any(rewards.values()):
+            raise ValueError("no reward has a weight other than 0: nothing is rewarded, so nothing would be learned")
+        return rewards
+
+    @field_validator("cost_matrix")
+    @classmethod
+    def _is_watched(cls, cost_matrix: str | None) -> str | None:
+        if cost_matrix is not None and REWARD_FILES not in Path(cost_matrix).parents:
+            raise ValueError(f"expected a CSV file below {REWARD_FILES}: a change of it makes the stage run again")
+        return cost_matrix
+
+    @field_validator("refresh", mode="before")
+    @classmethod
+    def _number_or_epoch(cls, refresh: object) -> object:
+        is_number = isinstance(refresh, int) and not isinstance(refresh, bool) and refresh >= 1
+        if not (is_number or refresh == "epoch"):
+            raise ValueError('expected a number of batches, 1 or more, or "epoch"')
+        return refresh
+
+    @model_validator(mode="after")
+    def _has_costs_and_their_reward(self) -> "Objective":
+        if "cost_matrix" in self.rewards and self.cost_matrix is None:
+            raise ValueError(
+                f"rewards has cost_matrix, so set cost_matrix to a CSV file below {REWARD_FILES}, got null"
+            )
+        if "cost_matrix" not in self.rewards and self.cost_matrix is not None:
+            raise ValueError(f"cost_matrix is {self.cost_matrix!r}, but rewards has no weight of that name: add it")
+        return self
 
 
 class Evaluate(_Block):
@@ -109,7 +191,7 @@ class Evaluate(_Block):
 class Export(_Block):
     opset: Annotated[int, Field(ge=18, le=23)]
     max_abs_error: Positive
-    min_cosine: Annotated[float, Field(gt=0, le=1)]
+    min_cosine: Share
     int8: bool
 
 
@@ -136,12 +218,22 @@ class Config(_Block):
     data: Data
     encoder: Encoder
     pretrain: Training
-    finetune: Training
+    finetune: Finetuning
     objective: Objective
     evaluate: Evaluate
     export: Export
     register_: Annotated[Register, Field(alias="register")]
     tracking: Tracking
+
+    @model_validator(mode="after")
+    def _leaves_weights_to_train(self) -> "Config":
+        for name, block in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if self.encoder.head == "prototypes" and block.freeze_encoder:
+                raise ValueError(
+                    f"{name}.freeze_encoder leaves nothing to train: encoder.head is prototypes, which are the "
+                    "encoder's class means. Set one of the two to something else"
+                )
+        return self
 
 
 def load_config(path: Path = Path("params.yaml")) -> Config:
@@ -159,49 +251,16 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if values is None:
-        raise ValueError(f"{path} is empty, expected blocks: {', '.join(_keys([]))}; `git checkout {path}` restores it")
+        raise ValueError(
+            f"{path} is empty, expected blocks: {', '.join(keys_of(Config))}; `git checkout {path}` restores it"
+        )
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, expected blocks: {', '.join(_keys([]))}")
+        raise ValueError(f"{path} holds {type(values).__name__}, expected blocks: {', '.join(keys_of(Config))}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = _explain_all(error.errors())
+        lines = explain(error, Config)
         raise ValueError("\n  ".join([f"{path} has {len(lines)} mistake(s):", *lines])) from None
-
-
-def _explain_all(details: list[ErrorDetails]) -> list[str]:
-    """Explain each mistake; a key that is missing because it was misspelled is one mistake, not two."""
-    explained = [_explain(detail) for detail in details]
-    meant = {line.rpartition("did you mean ")[2].rstrip("?") for line in explained if "did you mean" in line}
-    is_missing = [detail["type"] == "missing" and detail["loc"][-1] in meant for detail in details]
-    return [line for line, skip in zip(explained, is_missing, strict=True) if not skip]
-
-
-def _explain(detail: ErrorDetails) -> str:
-    *parents, key = detail["loc"]
-    name = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{name}: unknown key; {_nearest(str(key), _keys(parents))}"
-    if detail["type"] == "missing":
-        return f"{name}: missing; add it (the repository's params.yaml shows every key with a comment)"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    got = "" if isinstance(detail["input"], dict) else f"got {detail['input']!r}, "
-    expected = message if "expected" in message or not got else f"expected {message}"
-    return f"{name}: {got}{expected}"
-
-
-def _keys(parents: list[int | str]) -> list[str]:
-    block: type[BaseModel] = Config
-    for parent in parents:
-        field = next(f for n, f in block.model_fields.items() if (f.alias or n) == parent)
-        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        block = field.annotation
-    return [field.alias or name for name, field in block.model_fields.items()]
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def create_accelerator(precision: Precision = "fp32", *, cpu: bool = False) -> A
     Raises:
         ValueError: fp16 without a GPU.
     """
-    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
+    cpu = cpu or not torch.cuda.is_available()  # if not told so, Accelerate takes each of several processes for alone
+    if precision == "fp16" and cpu:
         raise ValueError('precision is "fp16", which needs a GPU, and there is none: use "bf16" or "fp32"')
     AcceleratorState._reset_state()  # an earlier training may have had another
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu)

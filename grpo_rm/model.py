@@ -1,4 +1,4 @@
-"""The model of all arms: normalization, a timm encoder, and a linear head over the output set."""
+"""The model of all arms: normalization, a timm encoder, and a head over the output set."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_rm.encoder import create_encoder, embedding_dim
+from grpo_rm.head import create_head
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ModelConfig:
         classes: Names of the output set, in the order of the logits.
         encoder_args: More arguments of timm.create_model.
         task: "classification".
+        head: "linear", or "prototypes" for `PrototypeHead`.
+        temperature: Of the prototypes.
     """
 
     encoder: str
@@ -36,6 +39,8 @@ class ModelConfig:
     classes: list[str]
     encoder_args: dict[str, Any] = field(default_factory=dict)
     task: str = "classification"
+    head: str = "linear"
+    temperature: float = 0.07
 
 
 class Model(nn.Module):
@@ -51,7 +56,8 @@ class Model(nn.Module):
             image_size=config.image_size,
             args=config.encoder_args,
         )
-        self.head = nn.Linear(embedding_dim(self.encoder), len(config.classes))
+        dim, num_outputs = embedding_dim(self.encoder), len(config.classes)
+        self.head = create_head(config.head, dim, num_outputs, temperature=config.temperature)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)

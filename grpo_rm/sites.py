@@ -77,8 +77,8 @@ def site_rows(sites: Sites) -> Sites:
     """Return the same sites with the space flattened, and nothing left of what does not count.
 
     Returns:
-        logits (N, K), targets (N,) int64 or (N, K) bool, weights (N,). Where the weight is 0 the logits are 0, whatever
-        they were, and a label is -1.
+        logits (N, K), float32 or float64; targets (N,) int64 or (N, K) bool; weights (N,). Where the weight is 0 the
+        logits are 0, whatever they were, and a label is -1.
 
     Raises:
         ValueError: The shapes do not fit each other, or memberships are not bool.
@@ -87,13 +87,11 @@ def site_rows(sites: Sites) -> Sites:
     weights = sites.weights.reshape(-1)
     is_member = sites.targets.shape == sites.logits.shape
     targets = _rows(sites.targets) if is_member else sites.targets.reshape(-1).long().masked_fill(weights == 0, -1)
-    return Sites(
-        clear_void(_rows(sites.logits), weights),
-        targets,
-        weights,
-        None if sites.old_logits is None else clear_void(_rows(sites.old_logits.detach()), weights),
-        None if sites.reference_logits is None else clear_void(_rows(sites.reference_logits.detach()), weights),
+    old_logits, reference_logits = (
+        None if logits is None else _logit_rows(logits.detach(), weights)
+        for logits in (sites.old_logits, sites.reference_logits)
     )
+    return Sites(_logit_rows(sites.logits, weights), targets, weights, old_logits, reference_logits)
 
 
 def clear_void(values: Tensor, weights: Tensor) -> Tensor:
@@ -102,6 +100,11 @@ def clear_void(values: Tensor, weights: Tensor) -> Tensor:
     if not weights.is_cuda and not is_void.any():  # on a GPU, to look would be to wait
         return values
     return values.masked_fill(is_void.unsqueeze(-1), 0)
+
+
+def _logit_rows(logits: Tensor, weights: Tensor) -> Tensor:
+    # here and not in each term of a loss: their gradients are added up before they are rounded to half precision
+    return clear_void(_rows(logits).to(torch.promote_types(logits.dtype, torch.float32)), weights)
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -1,16 +1,12 @@
 """Stages finetune@grpo_rm and finetune@cross_entropy: the same training, data order and budget; another loss."""
 
 import sys
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from grpo_rm.config import Config, load_config
+from grpo_rm.config import load_config
+from pipelines.launch import launch_processes
 from pipelines.stage import run_stage
 from pipelines.tracking.runs import check_tracking
-
-if TYPE_CHECKING:
-    from grpo_rm.trainer import Loss
 
 ARMS = ("grpo_rm", "cross_entropy")
 INITIAL_MODEL = Path("models/pretrain")
@@ -23,32 +19,31 @@ def main() -> None:
         raise ValueError(f"got {' '.join(sys.argv[1:])!r}, expected `python -m pipelines.finetune {'|'.join(ARMS)}`")
     config = load_config()
     check_tracking()
+    launch_processes("pipelines.finetune", arm)
 
     from grpo_rm.checkpoint import WEIGHTS, load_model  # slow to import, so after what can fail at once
+    from grpo_rm.devices import create_accelerator
+    from grpo_rm.losses import cross_entropy_loss
     from pipelines.lineage import sha256
+    from pipelines.objective import create_loss, reward_files
     from pipelines.training import train_stage
 
-    blocks = {"seed", "finetune"} | ({"objective"} if arm == "grpo_rm" else set())
+    model, accelerator = load_model(INITIAL_MODEL), create_accelerator(config.finetune.precision)
+    objective = config.objective if arm == "grpo_rm" else None
+    blocks = {"seed", "finetune"} | ({"objective"} if objective else set())
     train_stage(
         f"finetune@{arm}",
-        load_model(INITIAL_MODEL),
-        loss_of(arm, config),
+        model,
+        create_loss(objective, model, accelerator) if objective else cross_entropy_loss,
         config.finetune,
         config,
+        accelerator=accelerator,
         parameters={"arm": arm} | config.model_dump(include=blocks),
         output=Path("models/finetune") / arm,
+        objective=objective,
         initial_model=sha256(INITIAL_MODEL / WEIGHTS),
+        reward_files=reward_files(objective) if objective else {},
     )
-
-
-def loss_of(arm: str, config: Config) -> "Loss":
-    """Return the loss of an arm."""
-    from grpo_rm.losses import cross_entropy_loss, grpo_rm_loss
-
-    if arm == "cross_entropy":
-        return cross_entropy_loss
-    settings = config.objective.model_dump()
-    return partial(grpo_rm_loss, reward_weights=settings.pop("rewards"), **settings)
 
 
 if __name__ == "__main__":

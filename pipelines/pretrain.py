@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from grpo_rm.config import load_config
+from pipelines.launch import launch_processes
 from pipelines.stage import run_stage
 from pipelines.tracking.runs import check_tracking
 
@@ -11,10 +12,12 @@ def main() -> None:
     """Train with cross-entropy from the encoder that params.yaml names."""
     config = load_config()
     check_tracking()
+    launch_processes("pipelines.pretrain")
 
     import torch  # slow to import, so after what can fail at once
 
     from grpo_rm.datasets import read_dataset
+    from grpo_rm.devices import create_accelerator
     from grpo_rm.encoder import create_encoder, pretrained_normalization
     from grpo_rm.losses import cross_entropy_loss
     from grpo_rm.model import Model, ModelConfig
@@ -42,6 +45,8 @@ def main() -> None:
             std=to_channels(std, encoder.channels),
             classes=dataset["classes"],
             encoder_args=encoder.args,
+            head=encoder.head,
+            temperature=encoder.temperature,
         ),
         encoder=network,
     )
@@ -52,6 +57,7 @@ def main() -> None:
         cross_entropy_loss,
         config.pretrain,
         config,
+        accelerator=create_accelerator(config.pretrain.precision),
         parameters=blocks,
         output=Path("models/pretrain"),
     )

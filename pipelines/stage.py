@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 BOUND_VARIABLE = "GRPO_RM_BOUND"  # the process that a stage is not to outlive, where there is one
+WORDS_VARIABLE = "GRPO_RM_WORDS"  # where one of several processes leaves its last words, for who started them to say
 OUTAGE = os.EX_TEMPFAIL  # exit code of a stage whose server did not answer: later it may
 OURS = ("grpo_rm", "pipelines", "serving", "__main__")
 GRACE_SECONDS = 5
@@ -69,6 +71,8 @@ def run_stage(main: Callable[[], None]) -> None:
     if BOUND_VARIABLE in os.environ:
         end_with_parent()
     signal.signal(signal.SIGALRM, _interrupt.insist)
+    if WORDS_VARIABLE in os.environ:
+        _watch_main_thread()
     code = _exit_code(main)
     _interrupt.is_deferred = True  # nothing is left to interrupt
 
@@ -79,6 +83,27 @@ def run_stage(main: Callable[[], None]) -> None:
     os._exit(code)
 
 
+def _watch_main_thread() -> None:
+    """End one of several processes soon after a signal that it does not see: it waits for another, outside of Python.
+
+    That other one may be gone, and torchrun's patience is 30 s.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what decodes images has signals of its own
+
+    def watch() -> None:
+        while True:
+            (number,) = os.read(reader, 1)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                time.sleep(GRACE_SECONDS)
+                if _interrupt.signal is None:
+                    os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _exit_code(main: Callable[[], None]) -> int:
     try:
         main()
@@ -86,13 +111,21 @@ def _exit_code(main: Callable[[], None]) -> int:
         # once interrupted, any error is of that: an import that was cut short, a process that the same signal ended
         if isinstance(error, KeyboardInterrupt) or _interrupt.signal is not None:
             signal.alarm(0)
-            print((isinstance(error, KeyboardInterrupt) and str(error)) or INTERRUPTED, file=sys.stderr)
+            _say((isinstance(error, KeyboardInterrupt) and str(error)) or INTERRUPTED)
             return 128 + (_interrupt.signal or signal.SIGINT)
         if os.environ.get("GRPO_RM_DEBUG") or not is_for_user(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
+            _say(traceback.format_exc().rstrip())
+            return 1
+        _say(f"error: {error}")
         return OUTAGE if isinstance(error, ConnectionError) else 1
     return 0
+
+
+def _say(last_words: str) -> None:
+    if WORDS_VARIABLE in os.environ:
+        Path(os.environ[WORDS_VARIABLE], os.environ["RANK"]).write_text(last_words, encoding="utf-8")
+    else:
+        print(last_words, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -3,19 +3,21 @@
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from grpo_rm.checkpoint import WEIGHTS, has_state, remove_state, save_model, write_file
-from grpo_rm.config import Config, Training
+from grpo_rm.config import REWARD_FILES, Config, Objective, Training
 from grpo_rm.datasets import read_dataset
-from grpo_rm.inference import best_device
+from grpo_rm.losses import Loss
 from grpo_rm.model import Model
 from grpo_rm.recipe import Recipe
-from grpo_rm.trainer import Loss, Trainer, best_epoch
+from grpo_rm.trainer import Trainer
 from pipelines.batches import PREPARED, training_batches
 from pipelines.lineage import ROOT, data_hash, sha256
 from pipelines.stage import deferred_interrupt
@@ -23,6 +25,7 @@ from pipelines.tables import write_csv
 from pipelines.tracking.runs import Run, flatten, start_run
 
 CURVES, CHECKPOINTS = Path("reports/training"), Path("checkpoints")
+REWARD_PACKAGE = ".".join(REWARD_FILES.parts) + "."
 RUN = "run.json"  # beside the state: the MLflow run that goes on with it
 
 
@@ -33,13 +36,17 @@ def train_stage(
     training: Training,
     config: Config,
     *,
+    accelerator: Accelerator,
     parameters: dict[str, Any],
     output: Path,
+    objective: Objective | None = None,
     initial_model: str | None = None,
+    reward_files: Mapping[str, Path] = {},
 ) -> None:
     """Train, write the best model and its learning curve, and record the run.
 
-    A training that was interrupted or killed goes on where it was, in the run it had.
+    A training that was interrupted or killed goes on where it was, in the run it had. Of several processes, the first
+    writes, records and prints.
 
     Args:
         stage: The DVC stage.
@@ -47,45 +54,85 @@ def train_stage(
         loss: What to minimize.
         training: The block of this stage.
         config: Seed and tracking.
+        accelerator: Of `grpo_rm.devices`.
         parameters: What the stage depends on. It is written beside the weights.
         output: Directory of the model.
+        objective: Of the loss, where it is GRPO-RM's.
         initial_model: SHA-256 of the weights it starts from, where they are a model of this project.
+        reward_files: What the loss is made of beside this repository.
     """
-    train, val = training_batches(model.config, training, seed=config.seed)
-    origin = provenance(stage, parameters, initial_model)
+    # of torch to several processes: the strides of a 1x1 convolution can be written in more than one way
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    part = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
+    batches = training_batches(model.config, training, seed=config.seed, **part)
+    origin = provenance(stage, parameters, initial_model, reward_files)
     fingerprint = flatten(origin) | {"manifest": sha256(PREPARED / "manifest.parquet")} | hash_code()
     checkpoints = CHECKPOINTS / stage.replace("@", "/")
     recorded = parameters | config.model_dump(include={"data"})
+    run_of_training = _run_of_training if accelerator.is_main_process else _no_run
     with (
-        _run_of_training(stage, config, recorded, checkpoints, fingerprint) as run,
+        run_of_training(stage, config, recorded, checkpoints, fingerprint) as run,
+        _all_ready(accelerator),
         deferred_interrupt() as should_stop,
     ):
         trainer = Trainer(
             model,
             loss,
-            train,
-            val,
+            batches.train,
+            batches.val,
             recipe(training),
             seed=config.seed,
-            device=best_device(),
+            accelerator=accelerator,
             checkpoints=checkpoints,
             title=stage,
             fingerprint=fingerprint,
-            on_step=run.log_metrics,
-            on_epoch=run.log_metrics,
+            gallery=batches.gallery,
+            on_step=run.log_metrics if run else None,
+            on_epoch=run.log_metrics if run else None,
             should_stop=should_stop,
+            **_objective_options(objective, batches_per_epoch=len(batches.train)),
         )
-        if trainer.step:
+        if run and trainer.step:
             run.set_tags({"resumed_at_step": str(trainer.step)})
-        save_model(trainer.fit(), output)
-        write_json(output / "training.json", origin)
-        curve = CURVES / f"{output.name}.csv"
-        write_csv(curve, trainer.history)
-        best = best_epoch(trainer.history)
-        run.set_tags({"model.sha256": sha256(output / WEIGHTS), "best_epoch": str(best["epoch"])})
-        run.log_artifacts(output, folder="model")
-        run.log_artifacts(curve)
-    print(f"{stage}: best epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} -> {output}")
+        best = trainer.fit()
+        if run:
+            _write(best, trainer, origin, output, run)
+
+
+def _objective_options(objective: Objective | None, *, batches_per_epoch: int) -> dict[str, Any]:
+    """Return what the trainer has to know of an objective, beside its loss."""
+    if objective is None:
+        return {}
+    return {
+        "aggregation": objective.aggregation,
+        "old_policy_steps": batches_per_epoch if objective.refresh == "epoch" else objective.refresh,
+        "use_reference": objective.beta > 0,
+    }
+
+
+def _write(model: Model, trainer: Trainer, origin: dict[str, Any], output: Path, run: Run) -> None:
+    save_model(model, output)
+    write_json(output / "training.json", origin)
+    curve = CURVES / f"{output.name}.csv"
+    write_csv(curve, trainer.history)
+    run.set_tags({"model.sha256": sha256(output / WEIGHTS), "best_epoch": str(trainer.best["epoch"])})
+    run.log_artifacts(output, folder="model")
+    run.log_artifacts(curve)
+    accuracy = trainer.best["val_accuracy"]
+    print(f"{origin['stage']}: best epoch {trainer.best['epoch']}, validation accuracy {accuracy:.4f} -> {output}")
+
+
+@contextlib.contextmanager
+def _all_ready(accelerator: Accelerator) -> Iterator[None]:
+    """Wait for each other: a process that was ended before the training would be waited for in it."""
+    accelerator.wait_for_everyone()
+    yield
+
+
+@contextlib.contextmanager
+def _no_run(*_: object) -> Iterator[None]:
+    """Take the place of the run in processes that record nothing."""
+    yield None
 
 
 @contextlib.contextmanager
@@ -111,7 +158,9 @@ def _known_run(note: Path, fingerprint: Mapping[str, Any]) -> str | None:
     return str(known["run_id"]) if is_same else None
 
 
-def provenance(stage: str, parameters: dict[str, Any], initial_model: str | None) -> dict[str, Any]:
+def provenance(
+    stage: str, parameters: dict[str, Any], initial_model: str | None, reward_files: Mapping[str, Path]
+) -> dict[str, Any]:
     """Return what a model is made from: training.json beside the weights. The exported file carries it."""
     import timm
 
@@ -121,17 +170,20 @@ def provenance(stage: str, parameters: dict[str, Any], initial_model: str | None
         "data": data_hash(),
         "split": read_dataset(PREPARED)["split"],
         "initial_model": initial_model,
+        "reward_files": {name: sha256(path) for name, path in reward_files.items()},
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
 
 
 def hash_code() -> dict[str, str]:
-    """Return the SHA-256 of every file of this repository that trains: the library as far as it is loaded, and us."""
-    names = [name for name in sys.modules if name.startswith("grpo_rm.")]
-    names += ["pipelines.batches", "pipelines.training", "__main__"]
-    files = sorted({Path(file) for name in names if (file := sys.modules[name].__file__)})
-    return {file.relative_to(ROOT).as_posix(): sha256(file) for file in files}
+    """Return the SHA-256 of every file of this repository that trains: the library as far as it is loaded, our own
+    modules, and the user's rewards.
+    """
+    ours = {"pipelines.batches", "pipelines.objective", "pipelines.training", "__main__"}
+    names = [name for name in sys.modules if name in ours or name.startswith(("grpo_rm.", REWARD_PACKAGE))]
+    files = sorted({Path(file) for name in names if (file := getattr(sys.modules[name], "__file__", None))})
+    return {file.resolve().relative_to(ROOT).as_posix(): sha256(file) for file in files}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -141,12 +193,5 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def recipe(training: Training) -> Recipe:
-    """Return the trainer's part of a block of params.yaml."""
-    return Recipe(
-        epochs=training.epochs,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup_epochs=training.warmup_epochs,
-        clip_grad_norm=training.clip_grad_norm,
-        freeze_encoder=training.freeze_encoder,
-    )
+    """Return the trainer's part of a block of params.yaml: all but what is of the batches."""
+    return Recipe(**training.model_dump(exclude={"batch_size", "augmentation", "workers"}))

@@ -80,6 +80,40 @@ def test_nan_loss_stops_and_keeps_the_last_good_model(workspace):
     assert "Lower learning_rate" in message
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"finetune__optimizer": "adamv"}, "timm has no optimizer 'adamv'; nearest: "),
+        ({"finetune__monitor": "val_f1"}, "monitor is 'val_f1', expected a metric of this training: val_accuracy, "),
+        ({"finetune__freeze_blocks": 99}, "freeze_blocks is 99, but the encoder has "),
+    ],
+)
+def test_what_only_the_training_can_know(workspace, values, message):
+    workspace.set(**values)
+    assert message in workspace.fail("python", "-m", "pipelines.finetune", "cross_entropy")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "costs", "message"),
+    [
+        ("data.rewards.mine:reward: 1", "null", "there is no module data.rewards.mine"),
+        ("data.rewards.example:ordinal: 1", "null", "data.rewards.example has no 'ordinal'; did you mean"),
+        ("cost_matrix: 1", "data/rewards/none.csv", "cost matrix data/rewards/none.csv not found"),
+    ],
+)
+def test_rewards_that_are_not_there(workspace, rewards, costs, message):
+    text = (workspace.root / "params.yaml").read_text()
+    (workspace.root / "params.yaml").write_text(text.replace("    uniformity: 1.0", f"    {rewards}"))
+    workspace.set(objective__cost_matrix=costs)
+    assert message in workspace.fail("python", "-m", "pipelines.finetune", "grpo_rm")
+
+
+def test_a_batch_that_processes_cannot_share(workspace):
+    workspace.set(finetune__batch_size=63)
+    message = workspace.fail("python", "-m", "pipelines.finetune", "cross_entropy", GRPO_RM_PROCESSES="2")
+    assert "batch_size is 63 with" in message and "2 processes" in message
+
+
 def test_tracking_server_that_refuses(workspace):
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from grpo_rm.progress import epoch_of
+from pipelines.lineage import sha256
 
 pytestmark = pytest.mark.pipeline
 
@@ -24,15 +25,17 @@ CHECKPOINTS, MODEL = "checkpoints/finetune/grpo_rm", "models/finetune/grpo_rm"
 CURVE = "reports/training/grpo_rm.csv"
 
 
-def signal_after(workspace, epoch: int, number: signal.Signals) -> tuple[int, str, str]:
+def signal_after(
+    workspace, epoch: int, number: signal.Signals, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     """Signal the whole group when an epoch is done, as a cancelled flow does; return exit code and output.
 
-    The processes that decode images are gone soon afterwards.
+    Its other processes, such as those that decode images, are gone soon afterwards.
     """
     training = subprocess.Popen(
         COMMAND,
         cwd=workspace.root,
-        env=workspace.environment,
+        env=workspace.environment | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,8 +60,19 @@ def query(workspace, sql: str) -> list[tuple]:
         return database.execute(sql).fetchall()
 
 
+def series(workspace, run: str, key: str) -> list[int]:
+    rows = query(workspace, f"select step from metrics where key = '{key}' and run_uuid = '{run}'")
+    return sorted(step for (step,) in rows)
+
+
 def files_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
+
+
+def is_finished(checkpoints: Path) -> bool:
+    """Whether the last and one best model are there, and nothing to go on from."""
+    last, best = sorted(files_in(checkpoints), reverse=True)
+    return last == "last" and best.startswith("epoch-")
 
 
 def code_of_the_stage(workspace) -> set[str]:
@@ -74,7 +88,7 @@ def test_an_interrupted_training_goes_on(workspace):
     names = (f"{MODEL}/model.safetensors", f"{MODEL}/config.json", CURVE)
     reference = {name: (workspace.root / name).read_bytes() for name in names}
     provenance = json.loads((workspace.root / MODEL / "training.json").read_text())
-    assert files_in(checkpoints) == {"epoch-3", "last"}
+    assert is_finished(checkpoints)
     workspace.set(finetune__workers=2)
     began = int(time.time() * 1000)
     runs = f"select run_uuid, status from runs where name = 'finetune@grpo_rm' and start_time > {began}"
@@ -84,7 +98,7 @@ def test_an_interrupted_training_goes_on(workspace):
     step, message = errors.removeprefix("interrupted at step ").split(" ", maxsplit=1)
     assert 16 <= int(step) < 48
     assert message == f"of 48; {CHECKPOINTS} keeps it: the next run of this stage goes on from there\n"
-    assert files_in(checkpoints) == {"epoch-1", "last", "run.json", "state.pt"}
+    assert {"run.json", "state.pt"} <= files_in(checkpoints)
     fingerprint = json.loads((checkpoints / "run.json").read_text())["fingerprint"]
     assert code_of_the_stage(workspace) <= set(fingerprint)
     ((run, status),) = query(workspace, runs)
@@ -98,7 +112,7 @@ def test_an_interrupted_training_goes_on(workspace):
     assert {name: (workspace.root / name).read_bytes() for name in names} == reference
     provenance["parameters"]["finetune"]["workers"] = 2
     assert (workspace.root / MODEL / "training.json").read_text() == json.dumps(provenance, indent=2) + "\n"
-    assert files_in(checkpoints) == {"epoch-3", "last"}
+    assert is_finished(checkpoints)
     assert query(workspace, runs) == [(run, "FINISHED")]
     steps = query(workspace, f"select distinct step from metrics where key = 'train_loss' and run_uuid = '{run}'")
     assert sorted(step for (step,) in steps) == list(range(1, 49))
@@ -124,13 +138,59 @@ def test_killed_ten_times_at_random_moments(workspace):
         with contextlib.suppress(subprocess.TimeoutExpired):
             training.wait(timeout=moments.uniform(3, 12))
         assert training.returncode in (None, 0), f"seed {seed}, kill {kill}"
-        stages = psutil.Process(training.pid).children(recursive=True) if training.returncode is None else []
-        os.killpg(training.pid, signal.SIGKILL)
-        for process in stages:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        if training.returncode is None:
+            for process in [*psutil.Process(training.pid).children(recursive=True), training]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         output, _ = training.communicate(timeout=60)
         resumed += "  resumes at epoch " in output
     workspace.succeed(*repro)
     assert (workspace.root / MODEL / "model.safetensors").read_bytes() == reference, f"seed {seed}"
     assert resumed > 0, f"seed {seed}"
+
+
+@pytest.mark.slow
+def test_several_processes_are_one_training(workspace):
+    """Interrupted and killed too; one run, one line per epoch, and the weights of an undisturbed training."""
+    two = {"GRPO_RM_PROCESSES": "2"}
+    weights = workspace.root / MODEL / "model.safetensors"
+    output = workspace.succeed(*COMMAND, **two)
+    assert [epoch_of(line) for line in output.splitlines() if epoch_of(line)] == [(1, 3), (2, 3), (3, 3)]
+    assert output.count("best epoch") == 1
+    undisturbed = weights.read_bytes()
+
+    began = int(time.time() * 1000)
+    started = time.monotonic()
+    code, _, errors = signal_after(workspace, 1, signal.SIGTERM, two)
+    assert code == 143, errors
+    assert errors.splitlines()[-1].startswith("interrupted at step ")
+    assert errors.count("interrupted") == 1
+    code, output, errors = signal_after(workspace, 2, signal.SIGKILL, two)
+    assert code == -signal.SIGKILL, errors
+    assert "  resumes at epoch 2, step " in output
+    assert "  resumes at epoch " in workspace.succeed(*COMMAND, **two)
+    assert time.monotonic() - started < 300
+    assert weights.read_bytes() == undisturbed
+    ((run, status),) = query(
+        workspace,
+        f"select run_uuid, status from runs where name = 'finetune@grpo_rm' and start_time > {began}",
+    )
+    assert status == "FINISHED"
+    assert series(workspace, run, "val_accuracy") == [16, 32, 48]
+
+
+@pytest.mark.slow
+def test_a_reward_that_changed_starts_the_training_anew(workspace):
+    reward = workspace.root / "data/rewards/example.py"
+    workspace.set(objective__candidates=5)
+    text = (workspace.root / "params.yaml").read_text()
+    own = "    accuracy: 1.0\n    data.rewards.example:ordinal_reward: 0.5\n"
+    (workspace.root / "params.yaml").write_text(text.replace("    accuracy: 1.0\n", own))
+    workspace.set(finetune__workers=2)
+    signal_after(workspace, 1, signal.SIGTERM)
+    reward.write_text(reward.read_text() + "\n# changed\n")
+    output = workspace.succeed(*COMMAND)
+    assert "starts anew; the state in checkpoints/finetune/grpo_rm is not used: " in output
+    assert "data.rewards.example:ordinal_reward" in output
+    trained = json.loads((workspace.root / MODEL / "training.json").read_text())
+    assert trained["reward_files"] == {"data.rewards.example:ordinal_reward": sha256(reward)}

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.lineage import sha256
+
 pytestmark = pytest.mark.pipeline
 
 MODELS = ("pretrain", "grpo_rm", "cross_entropy")
@@ -165,6 +167,39 @@ def test_the_control_does_not_depend_on_the_objective(workspace):
     status = json.loads(workspace.succeed("dvc", "status", "--json"))
     assert "finetune@grpo_rm" in status
     assert "finetune@cross_entropy" not in status
+
+
+def test_the_control_does_not_depend_on_rewards(workspace):
+    folder = workspace.root / "data/rewards"
+    (folder / "README.md").write_text("read")
+    assert workspace.succeed("dvc", "status", "--json").strip() == "{}"
+    (folder / "costs.csv").write_text("true,0,1\n")
+    status = json.loads(workspace.succeed("dvc", "status", "--json"))
+    assert set(status) == {"finetune@grpo_rm"}
+
+
+def test_rewards_from_files_are_trained_with_and_recorded(workspace):
+    """The examples of data/rewards, with a head of prototypes."""
+    text = (workspace.root / "params.yaml").read_text()
+    own = "    cost_matrix: 0.1\n    class_similarity: 0\n    data.rewards.example:ordinal_reward: 0.5\n"
+    (workspace.root / "params.yaml").write_text(text.replace("    uniformity: 1.0\n", own))
+    workspace.set(objective__cost_matrix="data/rewards/example_costs.csv", objective__refresh="epoch")
+    workspace.set(encoder__head="prototypes", pretrain__epochs=2, finetune__epochs=1, finetune__knn_every=1)
+    workspace.set(objective__beta=0.01, finetune__num_iterations=2, finetune__accumulation=2)
+    workspace.succeed("python", "-m", "pipelines.pretrain")
+    workspace.succeed("python", "-m", "pipelines.finetune", "grpo_rm")
+    folder = workspace.root / "models/finetune/grpo_rm"
+    assert read_json(folder / "training.json")["reward_files"] == {
+        "data.rewards.example:ordinal_reward": sha256(workspace.root / "data/rewards/example.py"),
+        "data/rewards/example_costs.csv": sha256(workspace.root / "data/rewards/example_costs.csv"),
+    }
+    assert read_json(folder / "config.json")["head"] == "prototypes"
+    curve = (workspace.root / "reports/training/grpo_rm.csv").read_text().splitlines()[0].split(",")
+    rewards = ("accuracy", "cost_matrix", "class_similarity", "data.rewards.example:ordinal_reward")
+    assert {f"rewards/{name}/mean" for name in rewards} | {"val_knn_top1_k20_t0.07", "kl"} <= set(curve)
+    workspace.succeed("python", "-m", "pipelines.export")
+    parity = read_json(workspace.root / "reports/export.json")["parity"]
+    assert all(batch["max_abs_error"] < 1e-4 for batch in parity.values())
 
 
 def test_dvc_shows_metrics_and_plots(finished):

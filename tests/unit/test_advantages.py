@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 from grpo_rm.advantages import group_advantages
 from grpo_rm.policy import expectation, log_policy
-from grpo_rm.rewards import accuracy_reward, uniformity_reward
+from grpo_rm.rewards import Group, accuracy_reward, uniformity_reward
 
 OLD_PROBS = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.05]], dtype=torch.float64)
+
+
+def group_of(target, old_log_probs):
+    """One site."""
+    return Group(torch.tensor([target]), torch.arange(old_log_probs.shape[1])[None], old_log_probs)
 
 
 def random_tensor(*shape, seed=0):
@@ -28,7 +33,8 @@ def naive_advantages(rewards, weights, scale, eps):
 
 
 def test_golden_of_five_outputs():
-    rewards = accuracy_reward(torch.tensor([2]), 5) + uniformity_reward(OLD_PROBS.log())
+    group = group_of(2, OLD_PROBS.log())
+    rewards = accuracy_reward(group) + uniformity_reward(group)
     assert rewards[0].tolist() == pytest.approx([-0.5, -0.3, 0.9, -0.05, -0.05], abs=1e-7)
     advantages = group_advantages(rewards, eps=0)
     assert advantages[0].tolist() == pytest.approx([-1.0403, -0.6242, 1.8726, -0.1040, -0.1040], abs=5e-5)
@@ -44,7 +50,7 @@ def test_golden_of_wrong_candidates_only():
 @pytest.mark.parametrize("num_outputs", [2, 10, 100])
 def test_golden_of_accuracy_alone(num_outputs):
     """sqrt(K - 1) for the label and -1 / sqrt(K - 1) elsewhere; 3 and -1/3 for ten classes."""
-    advantages = group_advantages(accuracy_reward(torch.tensor([1]), num_outputs).double(), eps=0)[0]
+    advantages = group_advantages(accuracy_reward(group_of(1, torch.zeros(1, num_outputs))).double(), eps=0)[0]
     assert advantages[1].item() == pytest.approx(math.sqrt(num_outputs - 1))
     assert advantages[0].item() == pytest.approx(-1 / math.sqrt(num_outputs - 1))
     if num_outputs == 10:
@@ -106,7 +112,7 @@ def test_equal_rewards_teach_nothing(eps, is_weighted):
 def test_a_saturated_image_teaches_nothing_even_without_eps():
     """pi(y) = 1 in float32: accuracy and uniformity cancel, and what is left is too small to square."""
     old_log_probs = log_policy(torch.tensor([[0.0, 200.0, 50.0]]))
-    rewards = accuracy_reward(torch.tensor([1]), 3) + uniformity_reward(old_log_probs)
+    rewards = accuracy_reward(group_of(1, old_log_probs)) + uniformity_reward(group_of(1, old_log_probs))
     assert group_advantages(rewards, eps=0).tolist() == [[0, 0, 0]]
 
 
@@ -162,3 +168,7 @@ def test_errors():
         group_advantages(torch.zeros(1, 2), scale="batch")
     with pytest.raises(ValueError, match=r"eps is -0\.1, expected 0 or more"):
         group_advantages(torch.zeros(1, 2), eps=-0.1)
+    with pytest.raises(ValueError, match="eps is nan"):
+        group_advantages(torch.zeros(1, 2), eps=float("nan"))
+    with pytest.raises(ValueError, match=r"old_log_probs are \(2,\), expected \(1, 2\) as the rewards"):
+        group_advantages(torch.zeros(1, 2), old_log_probs=torch.zeros(2))

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from grpo_rm.config import Config, load_config
+from grpo_rm.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -67,7 +69,7 @@ def test_the_repository_s_parameters_are_valid():
         ("finetune__lerning_rate", "finetune.lerning_rate: unknown key; did you mean learning_rate?"),
         ("finetune__augmentation__mincrop", "finetune.augmentation.mincrop: unknown key; did you mean min_crop?"),
         ("objective__epsilon", "objective.epsilon: unknown key; did you mean eps?"),
-        ("objective__rewards__acuracy", "objective.rewards.acuracy: unknown key; did you mean accuracy?"),
+        ("objective__rewards__acuracy", "objective.rewards.acuracy: unknown reward; did you mean accuracy?"),
         ("register__gate__margn", "register.gate.margn: unknown key; did you mean margin?"),
         ("tracking__zzz", "tracking.zzz: unknown key; expected one of experiment, system_metrics_interval"),
     ],
@@ -90,6 +92,8 @@ def test_every_key_is_required(load):
                 yield from leaves(value, (*path, key))
 
     for path in leaves(PARAMS):
+        if path[:2] == ("objective", "rewards") and len(path) > 2:
+            continue  # a reward is there or not
         assert len(message_of(load, **{"__".join(path): ...})) == 1
 
 
@@ -127,6 +131,23 @@ def test_every_key_is_required(load):
         ("pretrain__clip_grad_norm", 0),
         ("pretrain__freeze_encoder", 7),
         ("pretrain__workers", -1),
+        ("pretrain__schedule", "linear"),
+        ("pretrain__precision", "fp8"),
+        ("pretrain__layer_decay", 0),
+        ("pretrain__layer_decay", 1.1),
+        ("pretrain__freeze_blocks", -1),
+        ("pretrain__accumulation", 0),
+        ("pretrain__channels_last", 2),
+        ("pretrain__compile", "maybe"),
+        ("pretrain__ema_decay", 1),
+        ("pretrain__ema_decay", -0.1),
+        ("pretrain__monitor", "accuracy"),
+        ("pretrain__patience", -1),
+        ("pretrain__keep_best", 0),
+        ("pretrain__knn_every", -1),
+        ("finetune__num_iterations", 0),
+        ("encoder__head", "cosine"),
+        ("encoder__temperature", 0),
         ("finetune__augmentation__min_crop", 0),
         ("finetune__augmentation__min_crop", 1.5),
         ("finetune__augmentation__flip", "sometimes"),
@@ -140,6 +161,19 @@ def test_every_key_is_required(load):
         ("objective__clip_low", 1.1),
         ("objective__clip_low", -0.1),
         ("objective__clip_high", -0.1),
+        ("objective__surrogate", "clip"),
+        ("objective__candidates", 0),
+        ("objective__ratio_cap", 0.9),
+        ("objective__aggregation", "mean"),
+        ("objective__refresh", 0),
+        ("objective__refresh", 1.5),
+        ("objective__refresh", True),
+        ("objective__refresh", "step"),
+        ("objective__beta", -1),
+        ("objective__entropy_weight", -1),
+        ("objective__supervised_weight", float("nan")),
+        ("objective__cost_matrix", "costs.csv"),
+        ("objective__cost_matrix", 3),
         ("evaluate__knn_k", []),
         ("evaluate__knn_k", 10),
         ("evaluate__knn_temperature", 0),
@@ -177,6 +211,41 @@ def test_blocks_are_checked_as_a_whole(load):
     assert line == "data: val_fraction and test_fraction add up to 1 or more: nothing is left to train on"
     (line,) = message_of(load, finetune__warmup_epochs=11)
     assert line == "finetune: warmup_epochs is 11, expected at most epochs (10)"
+    (line,) = message_of(load, pretrain__accumulation=3)
+    assert line == "pretrain: batch_size is 64, expected a multiple of accumulation (3)"
+    (line,) = message_of(load, pretrain__freeze_encoder=True, pretrain__freeze_blocks=1)
+    assert line == "pretrain: freeze_encoder freezes all blocks: set it to false, or freeze_blocks to 0"
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ({"uniformity_reward": 1}, "objective.rewards.uniformity_reward: unknown reward; did you mean uniformity?"),
+        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, cost_matrix, "),
+        ({"mine:": 1}, "objective.rewards.mine:: expected an import path, package.module:function"),
+        ({"my-module:reward": 1}, "objective.rewards.my-module:reward: expected an import path"),
+        ({"accuracy": 0, "uniformity": 0}, "objective.rewards: no reward has a weight other than 0: nothing is"),
+        ({}, "objective.rewards: no reward has a weight other than 0"),
+        (
+            {"cost_matrix": 0.5},
+            "objective: rewards has cost_matrix, so set cost_matrix to a CSV file below data/rewards",
+        ),
+    ],
+)
+def test_rewards(load, rewards, message):
+    (line,) = message_of(load, objective__rewards=rewards)
+    assert line.startswith(message)
+
+
+def test_costs_without_a_weight(load):
+    (line,) = message_of(load, objective__cost_matrix="data/rewards/costs.csv")
+    assert line == "objective: cost_matrix is 'data/rewards/costs.csv', but rewards has no weight of that name: add it"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
+    (line,) = message_of(load, **{"encoder__head": "prototypes", f"{stage}__freeze_encoder": True})
+    assert line.startswith(f"{stage}.freeze_encoder leaves nothing to train: encoder.head is prototypes")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +262,15 @@ def test_blocks_are_checked_as_a_whole(load):
         ("objective__eps", 0),
         ("objective__clip_low", 1),
         ("objective__rewards__uniformity", -1),
+        ("objective__rewards", {"data.rewards.example:ordinal_reward": 1, "accuracy": 0}),
+        ("objective__rewards", {"class_similarity": 1}),
+        ("objective__refresh", "epoch"),
+        ("objective__refresh", 30),
+        ("objective__candidates", 1),
+        ("objective__ratio_cap", 1),
+        ("pretrain__accumulation", 64),
+        ("pretrain__ema_decay", 0.999),
+        ("pretrain__monitor", "val_nll"),
         ("register__gate__min_accuracy", 0),
         ("seed", 2**32 - 1),
     ],
@@ -240,6 +318,18 @@ def test_a_missing_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"params\.yaml not found in .*: run in the root of the repository"):
         load_config()
+
+
+def test_blocks_have_every_setting_of_the_recipe_and_its_value_where_there_is_a_default():
+    """What changes the result by default would be a surprise."""
+    of_batches = {"batch_size", "augmentation", "workers"}
+    settings = {field.name: field.default for field in fields(Recipe)}
+    assert set(PARAMS["finetune"]) - of_batches == set(settings)
+    assert set(PARAMS["pretrain"]) - of_batches == set(settings) - {"num_iterations"}
+    tuned = {"epochs", "learning_rate", "warmup_epochs"}
+    for block in ("pretrain", "finetune"):
+        given = {name: PARAMS[block][name] for name in settings.keys() & PARAMS[block].keys() - tuned}
+        assert given == {name: settings[name] for name in given}
 
 
 def test_the_configuration_cannot_be_changed():

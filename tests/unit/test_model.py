@@ -1,9 +1,13 @@
 """The model of all arms: uint8 images in, embedding and logits out."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
+from grpo_rm.checkpoint import load_model, save_model
+from grpo_rm.head import PrototypeHead
 from grpo_rm.model import Model, ModelConfig
 
 TINY = {"channels": [8, 8, 8, 8], "stem_width": 8}
@@ -63,6 +67,37 @@ def test_embedding_and_logits(channels):
     assert embedding.shape == (4, 8)
     assert logits.shape == (4, 3)
     torch.testing.assert_close(logits, embedding @ model.head.weight.T + model.head.bias)
+
+
+def test_the_head_is_that_of_the_configuration():
+    assert type(Model(config()).head) is nn.Linear
+    model = Model(config(head="prototypes", temperature=0.5)).eval()
+    assert isinstance(model.head, PrototypeHead)
+    embedding, logits = model(torch.zeros(4, 16, 16, 1, dtype=torch.uint8))
+    assert logits.abs().max() == 0
+    model.head.set_prototypes(embedding[:3] + torch.eye(3, 8), torch.arange(3))
+    _, logits = model(torch.zeros(4, 16, 16, 1, dtype=torch.uint8))
+    assert 0 < logits.abs().max() <= 2
+    with pytest.raises(ValueError, match='head is \'cosine\', expected "linear" or "prototypes"'):
+        Model(config(head="cosine"))
+
+
+def test_prototypes_are_saved(tmp_path):
+    model = Model(config(head="prototypes", temperature=0.5))
+    model.head.set_prototypes(torch.randn(9, 8), torch.arange(9) % 3)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert torch.equal(loaded.head.prototypes, model.head.prototypes)
+    assert loaded.head.temperature == 0.5
+
+
+def test_a_configuration_from_before_there_were_heads(tmp_path):
+    save_model(Model(config()), tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["head"], saved["temperature"]
+    path.write_text(json.dumps(saved))
+    assert type(load_model(tmp_path).head) is nn.Linear
 
 
 def test_the_encoder_is_built_from_the_configuration():

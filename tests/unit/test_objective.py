@@ -1,4 +1,4 @@
-"""The clipped surrogate against loops, finite differences and the properties of the algorithm."""
+"""The surrogates against loops, finite differences and the properties of the algorithm."""
 
 import math
 
@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_rm.advantages import group_advantages
-from grpo_rm.objective import clipped_objective, site_mean
+from grpo_rm.objective import clipped_surrogate, fresh_surrogate, regressive_surrogate
 from grpo_rm.policy import log_policy
 
-STATS = {"entropy", "old_kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
+WEIGHTINGS = ("uniform", "policy")
+CLIPS = ((0.2, 0.2), (0.2, 0.28), (0.0, 0.0), (1.0, 3.0))
 
 
 def random_tensor(*shape, seed=0):
@@ -25,108 +26,150 @@ def random_inputs(num_sites=6, num_outputs=5, seed=0, spread=0.5):
     return log_policy(logits), log_policy(old_logits), random_tensor(num_sites, num_outputs, seed=3 * seed + 2)
 
 
-def naive_objective(log_probs, old_log_probs, advantages, weighting, clip_low, clip_high, valid):
-    """Loss and statistics with loops over Python floats."""
-    sites = [n for n, is_valid in enumerate(valid) if is_valid]
-    num_outputs = len(log_probs[0])
-    sums = dict.fromkeys([*STATS, "loss"], 0.0)
-    for n in sites:
-        for k in range(num_outputs):
-            new, old, advantage = log_probs[n][k], old_log_probs[n][k], advantages[n][k]
-            ratio = math.exp(max(-5.0, min(5.0, new - old)))
+def rows_of(inputs):
+    return zip(*(tensor.tolist() for tensor in inputs), strict=True)
+
+
+def group_weights(old, weighting):
+    return [1 / len(old) if weighting == "uniform" else math.exp(value) for value in old]
+
+
+def naive_clipped(inputs, weighting, clip_low, clip_high, ratio_cap=math.inf):
+    """Loops over Python floats, in the order of TRL: clip, then cap, then the minimum."""
+    result = []
+    for new, old, advantages in rows_of(inputs):
+        total = 0.0
+        for p, q, a, w in zip(new, old, advantages, group_weights(old, weighting), strict=True):
+            ratio = math.exp(max(-5.0, min(5.0, p - q)))
             clipped = max(1 - clip_low, min(1 + clip_high, ratio))
-            weight = 1 / num_outputs if weighting == "uniform" else math.exp(old)
-            sums["loss"] -= weight * min(ratio * advantage, clipped * advantage)
-            sums["entropy"] -= math.exp(new) * new
-            sums["old_kl"] += math.exp(old) * (old - new)
-            is_low = advantage < 0 and ratio < 1 - clip_low
-            is_high = advantage > 0 and ratio > 1 + clip_high
-            sums["clip_ratio/low_mean"] += is_low / num_outputs
-            sums["clip_ratio/high_mean"] += is_high / num_outputs
-            sums["clip_ratio/region_mean"] += (is_low or is_high) / num_outputs
-    return {name: value / max(1, len(sites)) for name, value in sums.items()}
+            total += w * min(min(ratio, ratio_cap) * a, clipped * a)
+        result.append(total)
+    return result
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "policy"])
-@pytest.mark.parametrize(("clip_low", "clip_high"), [(0.2, 0.2), (0.2, 0.28), (0.0, 0.0), (1.0, 3.0)])
-@pytest.mark.parametrize("valid", [None, [True, False, True, True, False, False]])
+def naive_regressive(inputs, weighting, statistics, eps):
+    result = []
+    for new, old, advantages in rows_of(inputs):
+        rho = [p - q for p, q in zip(new, old, strict=True)]
+        weights, stats = group_weights(old, weighting), group_weights(old, statistics)
+        mean = sum(v * r for v, r in zip(stats, rho, strict=True))
+        std = math.sqrt(sum(v * (r - mean) ** 2 for v, r in zip(stats, rho, strict=True)) + eps**2)
+        errors = [(a - (r - mean) / std) ** 2 for a, r in zip(advantages, rho, strict=True)]
+        result.append(-sum(w * error for w, error in zip(weights, errors, strict=True)))
+    return result
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("clip_low", "clip_high"), CLIPS)
+@pytest.mark.parametrize("ratio_cap", [None, 4.0, 20.0])
 @pytest.mark.parametrize("spread", [0.5, 4.0])
-def test_naive_reference(weighting, clip_low, clip_high, valid, spread):
+def test_clipped_naive_reference(weighting, clip_low, clip_high, ratio_cap, spread):
     for seed in range(3):
         inputs = random_inputs(seed=seed, spread=spread)
-        mask = None if valid is None else torch.tensor(valid)
-        output = clipped_objective(*inputs, weighting=weighting, clip_low=clip_low, clip_high=clip_high, valid=mask)
-        lists = [tensor.tolist() for tensor in inputs]
-        expected = naive_objective(*lists, weighting, clip_low, clip_high, valid or [True] * 6)
-        assert output.loss.item() == pytest.approx(expected.pop("loss"))
-        assert {name: value.item() for name, value in output.stats.items()} == pytest.approx(expected, abs=1e-7)
+        actual = clipped_surrogate(
+            *inputs, weighting=weighting, clip_low=clip_low, clip_high=clip_high, ratio_cap=ratio_cap
+        )
+        expected = naive_clipped(inputs, weighting, clip_low, clip_high, ratio_cap or math.inf)
+        assert actual.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_golden_by_hand():
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("statistics", WEIGHTINGS)
+@pytest.mark.parametrize("eps", [1e-4, 0.1])
+def test_regressive_naive_reference(weighting, statistics, eps):
+    for seed, spread in enumerate((0.0, 1e-3, 0.5, 4.0)):
+        inputs = random_inputs(seed=seed, spread=spread)
+        actual = regressive_surrogate(*inputs, weighting=weighting, statistics=statistics, eps=eps)
+        assert actual.tolist() == pytest.approx(naive_regressive(inputs, weighting, statistics, eps))
+
+
+def test_clipped_golden_by_hand():
     """Two candidates, pi (.6, .4), pi_old (.5, .5), A (1, -1): ratios 1.2 and .8.
 
-    Clipping at .9 and 1.1 leaves 1.1 and -.9, of which the mean is .1; the first is clipped above, the second below.
+    Clipping at .9 and 1.1 leaves 1.1 and -.9, of which the mean is .1.
     """
     log_probs = torch.tensor([[0.6, 0.4]], dtype=torch.float64).log()
     old_log_probs = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
-    output = clipped_objective(log_probs, old_log_probs, torch.tensor([[1.0, -1.0]]), clip_low=0.1, clip_high=0.1)
-    assert output.loss.item() == pytest.approx(-0.1)
-    assert output.stats["clip_ratio/low_mean"].item() == 0.5
-    assert output.stats["clip_ratio/high_mean"].item() == 0.5
-    assert output.stats["clip_ratio/region_mean"].item() == 1.0
-    assert output.stats["entropy"].item() == pytest.approx(0.6730117)
-    assert output.stats["old_kl"].item() == pytest.approx(0.0204110)
-    policy = clipped_objective(
-        log_probs, torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[1.0, -1.0]]), weighting="policy", clip_high=0.5
+    advantages = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    value = clipped_surrogate(log_probs, old_log_probs, advantages, clip_low=0.1, clip_high=0.1)
+    assert value.item() == pytest.approx(0.1)
+    old_log_probs = torch.tensor([[0.25, 0.75]], dtype=torch.float64).log()  # ratios 2.4 and .533
+    value = clipped_surrogate(log_probs, old_log_probs, advantages, weighting="policy", clip_high=0.5)
+    assert value.item() == pytest.approx(0.25 * 1.5 - 0.75 * 0.8)
+
+
+def test_regressive_golden_by_hand():
+    """Log-ratios 1 and -1 have mean 0 and deviation 1, so B is (1, -1): A of (3, -1) is off by (2, 0)."""
+    old_log_probs = torch.full((1, 2), 0.5, dtype=torch.float64).log()
+    log_probs = old_log_probs + torch.tensor([[1.0, -1.0]])
+    advantages = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    assert regressive_surrogate(log_probs, old_log_probs, advantages, eps=1e-9).item() == pytest.approx(-2)
+    assert regressive_surrogate(log_probs, old_log_probs, torch.tensor([[1.0, -1.0]]), eps=1e-9).item() == (
+        pytest.approx(0, abs=1e-9)  # where the log-ratio is the advantage, there is nothing left to do
     )
-    assert policy.loss.item() == pytest.approx(-(0.25 * 1.5 - 0.75 * 0.8), rel=1e-6)  # ratios 2.4 and .533
 
 
 def test_min_leaves_a_ratio_unclipped_where_clipping_would_help():
     """A ratio that is too high counts in full against a negative advantage, one too low against a positive one."""
     log_probs, old_log_probs = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.5, 0.5]]).log()
-    output = clipped_objective(log_probs, old_log_probs, torch.tensor([[-1.0, 1.0]]))
-    assert output.loss.item() == pytest.approx((1.6 - 0.4) / 2)
-    assert output.stats["clip_ratio/region_mean"] == 0
+    value = clipped_surrogate(log_probs, old_log_probs, torch.tensor([[-1.0, 1.0]]))
+    assert value.item() == pytest.approx((-1.6 + 0.4) / 2)
+    capped = clipped_surrogate(log_probs, old_log_probs, torch.tensor([[-1.0, 1.0]]), ratio_cap=1.5)
+    assert capped.item() == pytest.approx((-1.5 + 0.4) / 2)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "policy"])
-@pytest.mark.parametrize(("clip_low", "clip_high"), [(0.2, 0.2), (0.1, 0.6)])
-def test_gradients(weighting, clip_low, clip_high):
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("clip_low", "clip_high", "ratio_cap"), [(0.2, 0.2, None), (0.1, 0.6, None), (0.2, 0.3, 2.0)])
+def test_clipped_gradients(weighting, clip_low, clip_high, ratio_cap):
     logits, old_logits = 2 * random_tensor(8, 5, seed=21), 2 * random_tensor(8, 5, seed=22)
     old_logits[0, 0] += 30  # far over the clamp of the log-ratio
-    advantages, valid = random_tensor(8, 5, seed=23), torch.tensor([True] * 6 + [False] * 2)
-    old_log_probs = log_policy(old_logits)
+    advantages, old_log_probs = random_tensor(8, 5, seed=23), log_policy(old_logits)
     log_ratio = log_policy(logits) - old_log_probs
-    kinks = torch.tensor([-5.0, 5.0, math.log(1 - clip_low), math.log(1 + clip_high)])
-    assert (log_ratio.unsqueeze(-1) - kinks).abs().min() > 1e-4
+    kinks = [-5.0, 5.0, math.log(1 - clip_low), math.log(1 + clip_high), math.log(ratio_cap or 9)]
+    assert (log_ratio.unsqueeze(-1) - torch.tensor(kinks)).abs().min() > 1e-4
     assert (log_ratio.abs() > 5).any()
 
-    def loss(z):
-        return clipped_objective(
+    def surrogate(z):
+        return clipped_surrogate(
             log_policy(z),
             old_log_probs,
             advantages,
             weighting=weighting,
             clip_low=clip_low,
             clip_high=clip_high,
-            valid=valid,
-        ).loss
+            ratio_cap=ratio_cap,
+        )
 
-    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
-    loss(logits).backward()
-    assert logits.grad[:6].abs().sum(dim=1).min() > 0
-    assert logits.grad[6:].abs().max() == 0
+    assert torch.autograd.gradcheck(surrogate, logits.requires_grad_())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("statistics", WEIGHTINGS)
+def test_regressive_gradients(weighting, statistics):
+    logits, old_log_probs, advantages = random_inputs()
+
+    def surrogate(z):
+        return regressive_surrogate(
+            log_policy(z), old_log_probs, advantages, weighting=weighting, statistics=statistics, eps=0.05
+        )
+
+    assert torch.autograd.gradcheck(surrogate, logits.clone().requires_grad_())
+    at_old = old_log_probs.clone().requires_grad_()  # where the deviation of the log-ratio is 0
+    assert torch.autograd.gradcheck(surrogate, at_old, eps=1e-7, atol=1e-4)
 
 
 def test_clipped_candidates_get_no_gradient():
     log_probs = torch.tensor([[0.6, 0.3, 0.1]]).log().requires_grad_()
     old_log_probs = torch.tensor([[0.3, 0.3, 0.4]]).log()  # ratios 2, 1, .25
-    clipped_objective(log_probs, old_log_probs, torch.tensor([[1.0, 1.0, -1.0]])).loss.backward()
-    assert log_probs.grad[0].tolist() == pytest.approx([0, -1 / 3, 0])
+    clipped_surrogate(log_probs, old_log_probs, torch.tensor([[1.0, 1.0, -1.0]])).sum().backward()
+    assert log_probs.grad[0].tolist() == pytest.approx([0, 1 / 3, 0])
     log_probs.grad = None
-    clipped_objective(log_probs, old_log_probs, torch.tensor([[-1.0, -1.0, 1.0]])).loss.backward()
-    assert log_probs.grad[0].tolist() == pytest.approx([2 / 3, 1 / 3, -0.25 / 3])
+    clipped_surrogate(log_probs, old_log_probs, torch.tensor([[-1.0, -1.0, 1.0]])).sum().backward()
+    assert log_probs.grad[0].tolist() == pytest.approx([-2 / 3, -1 / 3, 0.25 / 3])
+    log_probs.grad = None
+    advantages = torch.tensor([[-1.0, -1.0, 1.0]])
+    clipped_surrogate(log_probs, old_log_probs, advantages, ratio_cap=1.5).sum().backward()
+    assert log_probs.grad[0].tolist() == pytest.approx([0, -1 / 3, 0.25 / 3])
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -134,163 +177,127 @@ def test_the_ratio_is_bounded_by_exp_5(sign):
     """Where pi_old(k) is tiny and A < 0, min() would leave a ratio of e^20: it counts as e^5."""
     log_probs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
     old_log_probs = torch.tensor([[-1.0, -1.0 - 20 * sign]])
-    output = clipped_objective(log_probs, old_log_probs, torch.tensor([[0.0, -sign]]))
-    expected = math.exp(5) / 2 if sign > 0 else -math.exp(-5) / 2
-    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
-    output.loss.backward()
+    value = clipped_surrogate(log_probs, old_log_probs, torch.tensor([[0.0, -sign]]))
+    assert value.item() == pytest.approx(-math.exp(5) / 2 if sign > 0 else math.exp(-5) / 2, rel=1e-6)
+    value.sum().backward()
     assert log_probs.grad.abs().max() == 0
 
 
-def test_at_the_old_policy_nothing_is_clipped_and_the_loss_is_minus_the_mean_advantage():
-    log_probs, _, advantages = random_inputs()
-    centered = group_advantages(advantages)
-    output = clipped_objective(log_probs, log_probs, centered)
-    assert output.loss.item() == pytest.approx(0, abs=1e-12)
-    assert output.stats["clip_ratio/region_mean"] == 0
-    assert output.stats["old_kl"] == 0
-    assert clipped_objective(log_probs, log_probs, advantages).loss.item() == pytest.approx(-advantages.mean().item())
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("clip_low", "clip_high"), CLIPS)
+@pytest.mark.parametrize("ratio_cap", [None, 4.0])
+def test_at_the_old_policy_the_gradient_is_the_weighted_advantage(weighting, clip_low, clip_high, ratio_cap):
+    """Both sides of the minimum are equal there: neither half of the gradient may be lost, even with a clip of 0."""
+    old_log_probs, _, advantages = random_inputs()
+    log_probs = old_log_probs.clone().requires_grad_()
+    weights = old_log_probs.exp() if weighting == "policy" else torch.full_like(advantages, 1 / 5)
+    options = {"clip_low": clip_low, "clip_high": clip_high, "ratio_cap": ratio_cap}
+    for value in (
+        clipped_surrogate(log_probs, old_log_probs, advantages, weighting=weighting, **options),
+        fresh_surrogate(log_probs, advantages, weighting=weighting),
+    ):
+        (gradient,) = torch.autograd.grad(value.sum(), log_probs)
+        torch.testing.assert_close(value, (weights * advantages).sum(dim=-1))
+        torch.testing.assert_close(gradient, weights * advantages)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "policy"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", [(0, 1, 2), (0,), (1,), (2,)])
-def test_masked_sites_count_nowhere_whatever_their_values(weighting, bad, where):
-    log_probs, old_log_probs, advantages = random_inputs()
-    valid = torch.tensor([True, False, True, True, False, True])
-    damaged = [log_probs.clone(), old_log_probs.clone(), advantages.clone()]
-    for index in where:
-        damaged[index][~valid] = bad
-    damaged[0].requires_grad_()
-    output = clipped_objective(*damaged, weighting=weighting, valid=valid)
-    output.loss.backward()
-    kept = [tensor[valid].clone() for tensor in (log_probs, old_log_probs, advantages)]
-    kept[0].requires_grad_()
-    expected = clipped_objective(*kept, weighting=weighting)
-    expected.loss.backward()
-    torch.testing.assert_close(output.loss, expected.loss)
-    torch.testing.assert_close(output.stats, expected.stats)
-    torch.testing.assert_close(damaged[0].grad[valid], kept[0].grad)
-    assert damaged[0].grad[~valid].tolist() == [[0] * 5] * 2
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("statistics", WEIGHTINGS)
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_at_the_old_policy_the_regressive_gradient_is_the_clipped_one_times_2_over_eps(weighting, statistics, eps):
+    old_log_probs, _, rewards = random_inputs()
+    advantages = group_advantages(rewards, old_log_probs=old_log_probs if statistics == "policy" else None)
+    logits = old_log_probs.clone().requires_grad_()  # log-probabilities are logits of themselves
+    options = {"weighting": weighting, "statistics": statistics, "eps": eps}
+    value = regressive_surrogate(log_policy(logits), old_log_probs, advantages, **options)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    even, policy = torch.full_like(advantages, 1 / 5), old_log_probs.exp()
+    w, v = (policy if option == "policy" else even for option in (weighting, statistics))
+    gained = (w * advantages).sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(value, -(w * advantages.square()).sum(dim=-1))
+    # rounding leaves log-ratios of 1e-16, which count against an eps of 1e-6
+    torch.testing.assert_close(gradient, 2 / eps * (w * advantages - v * gained), rtol=1e-5, atol=1e-6 / eps)
+    if weighting == statistics:
+        clipped = clipped_surrogate(log_policy(logits), old_log_probs, advantages, weighting=weighting)
+        (other,) = torch.autograd.grad(clipped.sum(), logits)
+        torch.testing.assert_close(gradient, 2 / eps * other, rtol=1e-5, atol=1e-6 / eps)
 
 
-def test_no_valid_site_means_no_loss_and_no_gradient():
-    log_probs = torch.full((2, 3), float("nan"), requires_grad=True)
-    output = clipped_objective(
-        log_probs, log_probs, torch.full((2, 3), float("inf")), valid=torch.zeros(2, dtype=torch.bool)
-    )
-    output.loss.backward()
-    assert output.loss == 0
-    assert log_probs.grad.tolist() == [[0, 0, 0]] * 2
-    assert all(value == 0 for value in output.stats.values())
+SURROGATES = [
+    *(lambda p, q, a, w=w: clipped_surrogate(p, q, a, weighting=w, ratio_cap=3.0) for w in WEIGHTINGS),
+    *(lambda p, q, a, w=w: regressive_surrogate(p, q, a, weighting=w, statistics="uniform") for w in WEIGHTINGS),
+    lambda p, q, a: regressive_surrogate(p, q, a, weighting="policy", statistics="policy"),
+]
 
 
-def test_gradient_flows_into_the_policy_alone():
-    log_probs, old_log_probs, advantages = (tensor.requires_grad_() for tensor in random_inputs())
-    output = clipped_objective(log_probs, old_log_probs, advantages, weighting="policy")
-    output.loss.backward()
-    assert log_probs.grad.abs().sum() > 0
-    assert old_log_probs.grad is None
-    assert advantages.grad is None
-    assert set(output.stats) == STATS
-    assert not any(value.requires_grad for value in output.stats.values())
-    assert all(value.shape == () for value in output.stats.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(dtype):
-    narrow = [tensor.to(dtype) for tensor in random_inputs()]
-    wide = [tensor.float() for tensor in narrow]
-    narrow[0].requires_grad_(), wide[0].requires_grad_()
-    actual, expected = clipped_objective(*narrow), clipped_objective(*wide)
-    assert actual.loss.dtype == torch.float32
-    assert actual.loss == expected.loss
-    assert actual.stats == expected.stats
-    actual.loss.backward(), expected.loss.backward()
-    assert torch.equal(narrow[0].grad, wide[0].grad.to(dtype))
-
-
-@pytest.mark.parametrize("weighting", ["uniform", "policy"])
+@pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("num_outputs", [2, 21_841])
-def test_float32_agrees_with_float64_from_two_outputs_to_imagenet_21k(weighting, num_outputs):
-    log_probs, old_log_probs, advantages = random_inputs(num_sites=2, num_outputs=num_outputs)
-    expected = clipped_objective(log_probs, old_log_probs, advantages, weighting=weighting)
-    actual = clipped_objective(log_probs.float(), old_log_probs.float(), advantages.float(), weighting=weighting)
-    torch.testing.assert_close(actual.loss.double(), expected.loss, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(actual.stats["entropy"].double(), expected.stats["entropy"], rtol=1e-4, atol=1e-5)
+def test_float32_agrees_with_float64_from_two_outputs_to_imagenet_21k(surrogate, num_outputs):
+    inputs = random_inputs(num_sites=2, num_outputs=num_outputs)
+    narrow, wide = (inputs[0].to(dtype, copy=True).requires_grad_() for dtype in (torch.float32, torch.float64))
+    expected = surrogate(wide, *inputs[1:])
+    actual = surrogate(narrow, *(tensor.float() for tensor in inputs[1:]))
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
+    expected.sum().backward(), actual.sum().backward()
+    largest = wide.grad.abs().max().item()
+    torch.testing.assert_close(narrow.grad.double(), wide.grad, rtol=1e-3, atol=1e-5 + 1e-4 * largest)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "policy"])
-def test_extreme_logits_stay_finite(weighting):
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_extreme_logits_stay_finite(surrogate):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4]], requires_grad=True)
-    output = clipped_objective(
-        log_policy(logits),
-        log_policy(-logits.detach()),
-        torch.tensor([[-1.0, 1.0, 3.0]] * 3),
-        weighting=weighting,
-    )
-    output.loss.backward()
-    assert output.loss.isfinite()
-    assert logits.grad.isfinite().all()
-    assert all(value.isfinite() for value in output.stats.values())
+    for old_logits in (logits.detach(), -logits.detach(), logits.detach().roll(1, 1)):
+        value = surrogate(log_policy(logits), log_policy(old_logits), torch.tensor([[-1.0, 1.0, 3.0]] * 3))
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        assert value.isfinite().all()
+        assert gradient.isfinite().all()
 
 
 sizes = {"num_sites": st.integers(1, 4), "num_outputs": st.integers(2, 6), "seed": st.integers(0, 10**6)}
 
 
-@settings(max_examples=30)
-@given(**sizes, weighting=st.sampled_from(["uniform", "policy"]))
-def test_permuted_candidates_have_permuted_gradients(num_sites, num_outputs, seed, weighting):
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@settings(max_examples=15)
+@given(**sizes)
+def test_permuted_candidates_have_permuted_gradients_and_sites_are_independent(surrogate, num_sites, num_outputs, seed):
     inputs = random_inputs(num_sites, num_outputs, seed)
     order = torch.randperm(num_outputs, generator=torch.Generator().manual_seed(seed))
-    gradients, outputs = [], []
+    gradients, values = [], []
     for log_probs, old_log_probs, advantages in (inputs, [tensor[:, order] for tensor in inputs]):
         leaf = log_probs.clone().requires_grad_()
-        outputs.append(clipped_objective(leaf, old_log_probs, advantages, weighting=weighting))
-        outputs[-1].loss.backward()
-        gradients.append(leaf.grad)
+        values.append(surrogate(leaf, old_log_probs, advantages))
+        gradients.append(torch.autograd.grad(values[-1].sum(), leaf)[0])
     torch.testing.assert_close(gradients[1], gradients[0][:, order])
-    torch.testing.assert_close(outputs[1].loss.detach(), outputs[0].loss.detach())
-    torch.testing.assert_close(outputs[1].stats, outputs[0].stats)
+    torch.testing.assert_close(values[1], values[0])
+    for n in range(num_sites):
+        torch.testing.assert_close(surrogate(*(tensor[n : n + 1] for tensor in inputs)), values[0][n : n + 1])
 
 
 @settings(max_examples=30)
-@given(**sizes, factor=st.floats(0.01, 100), weighting=st.sampled_from(["uniform", "policy"]))
-def test_is_homogeneous_and_pessimistic_and_a_mean_over_sites(num_sites, num_outputs, seed, factor, weighting):
+@given(**sizes, factor=st.floats(0.01, 100), weighting=st.sampled_from(WEIGHTINGS))
+def test_clipped_is_homogeneous_and_pessimistic(num_sites, num_outputs, seed, factor, weighting):
     inputs = random_inputs(num_sites, num_outputs, seed)
-    loss = clipped_objective(*inputs, weighting=weighting).loss
-    scaled = clipped_objective(*inputs[:2], factor * inputs[2], weighting=weighting).loss
-    torch.testing.assert_close(scaled, factor * loss)
-    unclipped = clipped_objective(*inputs, weighting=weighting, clip_low=1, clip_high=math.exp(5)).loss
-    assert loss >= unclipped - 1e-9  # the surrogate never promises more than the plain ratio does
-    doubled = clipped_objective(*(tensor.repeat(2, 1) for tensor in inputs), weighting=weighting).loss
-    torch.testing.assert_close(doubled, loss)
-    singles = [
-        clipped_objective(*(tensor[n : n + 1] for tensor in inputs), weighting=weighting).loss for n in range(num_sites)
-    ]
-    torch.testing.assert_close(torch.stack(singles).mean(), loss)
+    value = clipped_surrogate(*inputs, weighting=weighting)
+    scaled = clipped_surrogate(*inputs[:2], factor * inputs[2], weighting=weighting)
+    torch.testing.assert_close(scaled, factor * value)
+    unclipped = clipped_surrogate(*inputs, weighting=weighting, clip_low=1, clip_high=math.exp(5))
+    assert (value <= unclipped + 1e-9).all()  # the surrogate never promises more than the plain ratio does
 
 
-def test_site_mean():
-    values = torch.tensor([1.0, float("nan"), 5.0])
-    assert site_mean(values, torch.tensor([True, False, True])) == 3
-    assert site_mean(values, torch.zeros(3, dtype=torch.bool)) == 0
-    assert site_mean(values[::2], None) == 3
+@settings(max_examples=30)
+@given(**sizes, shift=st.floats(-3, 3), factor=st.floats(0.1, 10))
+def test_regressive_sees_the_log_ratio_up_to_shift_and_scale(num_sites, num_outputs, seed, shift, factor):
+    log_probs, old_log_probs, advantages = random_inputs(num_sites, num_outputs, seed)
+    moved = old_log_probs + factor * (log_probs - old_log_probs) + shift
+    expected = regressive_surrogate(log_probs, old_log_probs, advantages, eps=1e-8)
+    assert (expected <= 0).all()
+    torch.testing.assert_close(regressive_surrogate(moved, old_log_probs, advantages, eps=1e-8), expected)
 
 
-@pytest.mark.parametrize(
-    ("shapes", "options", "message"),
-    [
-        ([(2, 3), (2, 3), (2, 4)], {}, r"shapes \[\(2, 3\), \(2, 3\), \(2, 4\)\], expected one shape \(N, K\)"),
-        ([(2, 3), (1, 3), (2, 3)], {}, r"expected one shape \(N, K\)"),
-        ([(3,), (3,), (3,)], {}, r"shapes \[\(3,\), \(3,\), \(3,\)\], expected one shape \(N, K\)"),
-        ([(2, 3, 4)] * 3, {}, r"expected one shape \(N, K\)"),
-        ([(2, 3)] * 3, {"valid": torch.ones(3, dtype=torch.bool)}, r"valid is torch.bool \(3,\), expected bool \(2,\)"),
-        ([(2, 3)] * 3, {"valid": torch.ones(2)}, r"valid is torch.float32 \(2,\), expected bool \(2,\)"),
-        ([(2, 3)] * 3, {"weighting": "mean"}, 'weighting is \'mean\', expected "uniform" or "policy"'),
-        ([(2, 3)] * 3, {"clip_low": -0.1}, "clip_low is -0.1 and clip_high 0.2, expected 0 or more"),
-        ([(2, 3)] * 3, {"clip_high": -0.1}, "clip_low is 0.2 and clip_high -0.1, expected 0 or more"),
-    ],
-)
-def test_errors(shapes, options, message):
-    with pytest.raises(ValueError, match=message):
-        clipped_objective(*(torch.zeros(shape) for shape in shapes), **options)
+@pytest.mark.parametrize("shapes", [[(2, 3), (2, 3), (2, 4)], [(2, 3), (1, 3), (2, 3)], [(3,)] * 3, [(2, 3, 4)] * 3])
+@pytest.mark.parametrize("surrogate", [clipped_surrogate, regressive_surrogate])
+def test_errors(shapes, surrogate):
+    with pytest.raises(ValueError, match=r"are \[\(.*\], expected one shape \(N, K\)"):
+        surrogate(*(torch.zeros(shape) for shape in shapes))
+    with pytest.raises(ValueError, match=r"ratio_cap is 1\.1, expected at least 1 \+ clip_high = 1\.2, or None"):
+        clipped_surrogate(*[torch.zeros(2, 3)] * 3, ratio_cap=1.1)
