@@ -50,13 +50,11 @@ def is_fusable(sites: Sites, objective: Objective) -> bool:
     return (
         has_triton(sites.logits.device)
         and objective.surrogate == "clipped"
-        and objective.candidates is None
-        and min(objective.clip_low, objective.clip_high, (objective.ratio_cap or 2) - 1)
-        > 0  # else a new policy is clipped
-        and sites.targets.shape == sites.weights.shape
+        and (objective.candidates is None or objective.candidates >= sites.logits.shape[1] - 1)
+        and sites.targets.shape == sites.weights.shape == (sites.logits.shape[0], *sites.logits.shape[2:])
         and all(one is None or (one.dtype in DTYPES and one.shape == sites.logits.shape) for one in logits)
+        and sites.weights.dtype == torch.float32
         and (objective.beta == 0 or sites.reference_logits is not None)
-        and len(objective.rewards) > 0
         and _are_built_in(list(objective.rewards.values()), sites.logits.shape[1])
         and _tile(_by_site(sites.logits)) is not None
     )

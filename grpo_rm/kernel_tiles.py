@@ -11,6 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+INFINITY = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1.4426950408889634)
 PADDING = tl.constexpr(-1e30)  # of a logit that does not exist: probability 0, and 0 times its logarithm is 0
 
@@ -175,6 +176,24 @@ def std(values, p, mean, settings: tl.constexpr):
         error = values[i] - mean[:, None]
         total += p[i] * error * error
     return tl.sqrt(tl.sum(total, 1))
+
+
+@triton.jit
+def spread(values, settings: tl.constexpr):
+    """The greatest difference between outputs."""
+    low, high = masked(values[0], 0, INFINITY, settings), masked(values[0], 0, -INFINITY, settings)
+    for i in tl.static_range(1, settings.chunks):
+        low = tl.minimum(low, masked(values[i], i, INFINITY, settings))
+        high = tl.maximum(high, masked(values[i], i, -INFINITY, settings))
+    return tl.max(high, 1) - tl.min(low, 1)
+
+
+@triton.jit
+def plus(values, others, weight, settings: tl.constexpr):
+    chunks = ()
+    for i in tl.static_range(settings.chunks):
+        chunks = chunks + (values[i] + weight * others[i],)
+    return chunks
 
 
 @triton.jit

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from grpo_rm import kernel_tiles as tile
+from grpo_rm import loss_statistics
 
 FIXED_ROWS = (
     "loss",
@@ -37,7 +38,7 @@ FIXED_ROWS = (
     "reward_std",
     "frac_reward_zero_std",
 )
-NO_SIGNAL = tl.constexpr(1e-6)
+NO_SPREAD = tl.constexpr(loss_statistics.NO_SPREAD)
 
 
 @triton.jit
@@ -138,10 +139,8 @@ def _advantages(q, log_q_target, target, matrices, weight, slot, settings: tl.co
             matrices + m * settings.outputs * settings.outputs, target[:, None], (weight != 0)[:, None], settings
         )
         _log_reward(slot, settings.matrix_rows[m], matrix, q, weight, settings)
-        sums = ()
-        for i in tl.static_range(settings.chunks):
-            sums = sums + (rewards[i] + settings.matrix_weights[m] * matrix[i],)
-        rewards = sums
+        if settings.matrix_weights[m] != 0:
+            rewards = tile.plus(rewards, matrix, settings.matrix_weights[m], settings)
     if settings.accuracy_row >= 0:
         _log(slot, settings.accuracy_row, right, weight, settings)
         _log(slot, settings.accuracy_row + 1, tl.sqrt(right * wrong), weight, settings)
@@ -155,7 +154,7 @@ def _advantages(q, log_q_target, target, matrices, weight, slot, settings: tl.co
         mean = (tl.where(has_label, target_reward, 0.0) - settings.uniformity_weight * wrong) / settings.outputs
     centered = tile.without_padding(tile.minus(rewards, mean, settings), settings)
     std = tl.sqrt(tile.dot(centered, centered, settings) / settings.outputs)
-    _log(slot, 9, tl.where(std < NO_SIGNAL, 1.0, 0.0), weight, settings)
+    _log(slot, 9, tl.where(tile.spread(rewards, settings) < NO_SPREAD, 1.0, 0.0), weight, settings)
     if settings.is_policy_statistics:
         mean = tile.dot(q, rewards, settings)
         centered = tile.without_padding(tile.minus(rewards, mean, settings), settings)
