@@ -10,6 +10,8 @@ from grpo_rm.policy import expectation
 
 Scale = Literal["group", "none"]
 
+NO_SPREAD = 1e-6  # rewards of a group that differ by less are equal: far above rounding, far below any use of a reward
+
 
 def group_advantages(
     rewards: Tensor, *, scale: Scale = "group", eps: float = 1e-4, old_log_probs: Tensor | None = None
@@ -49,8 +51,11 @@ def group_advantages(
         return centered
     std = _std(centered, old_log_probs)
     advantages = centered / (std + eps)
-    # without an eps a group of equal rewards has nothing to learn from, rather than 0 / 0
-    return advantages if eps > 0 else advantages.masked_fill(std == 0, 0)
+    if eps > 0:
+        return advantages
+    # without an eps a group of equal rewards has nothing to learn from, rather than 0 / 0 or its rounding
+    spread = rewards.amax(dim=-1, keepdim=True) - rewards.amin(dim=-1, keepdim=True)
+    return advantages.masked_fill((std == 0) | (spread < NO_SPREAD), 0)
 
 
 def _std(centered: Tensor, old_log_probs: Tensor | None) -> Tensor:

@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import pickle
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +21,7 @@ from grpo_rm.model import Model, ModelConfig
 State = dict[str, Any]
 
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.pt"
+FORMER_STATE = "state.former.pt"  # of another training, or damaged: not used, and not lost
 
 
 def save_model(model: Model, directory: Path) -> None:
@@ -97,27 +96,14 @@ def has_state(directory: Path) -> bool:
     return (directory / STATE).is_file()
 
 
+def put_state_aside(directory: Path) -> None:
+    """Rename the state, so that it is not found and not lost."""
+    (directory / STATE).replace(directory / FORMER_STATE)
+
+
 def remove_state(directory: Path) -> None:
     """Remove the state; models stay."""
     (directory / STATE).unlink(missing_ok=True)
-
-
-def random_state(device: torch.device) -> State:
-    """Return the state of every generator of random numbers: torch's on the CPU and the GPU, NumPy's and Python's."""
-    _, keys, *rest = np.random.get_state(legacy=True)
-    on_device = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    numpy = (torch.from_numpy(np.array(keys, dtype=np.int64)), *rest)
-    return {"cpu": torch.get_rng_state(), "numpy": numpy, "python": random.getstate()} | on_device
-
-
-def set_random_state(state: State, device: torch.device) -> None:
-    """Go back to a state of `random_state`."""
-    torch.set_rng_state(state["cpu"])
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    random.setstate(state["python"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -96,8 +96,8 @@ class Training(_Block):
     @field_validator("monitor")
     @classmethod
     def _is_of_the_validation(cls, monitor: str) -> str:
-        if not monitor.startswith("val_"):
-            raise ValueError("expected a metric of the validation, such as val_accuracy or val_nll")
+        if monitor not in ("val_accuracy", "val_nll") and not monitor.startswith("val_knn_"):
+            raise ValueError("expected val_accuracy, val_nll, or with knn_every val_knn_top1_k20_t0.07")
         return monitor
 
     @model_validator(mode="after")
@@ -108,6 +108,8 @@ class Training(_Block):
             raise ValueError(
                 f"batch_size is {self.batch_size}, expected a multiple of accumulation ({self.accumulation})"
             )
+        if self.monitor.startswith("val_knn_") and not self.knn_every:
+            raise ValueError(f"monitor is {self.monitor}, but knn_every is 0: set it to 1 or more")
         if self.freeze_encoder and self.freeze_blocks:
             raise ValueError("freeze_encoder freezes all blocks: set it to false, or freeze_blocks to 0")
         return self
@@ -169,6 +171,14 @@ class Objective(_Block):
         if not (is_number or refresh == "epoch"):
             raise ValueError('expected a number of batches, 1 or more, or "epoch"')
         return refresh
+
+    @model_validator(mode="after")
+    def _suits_its_surrogate(self) -> "Objective":
+        if self.ratio_cap is not None and self.ratio_cap < 1 + self.clip_high:
+            raise ValueError(f"ratio_cap is {self.ratio_cap:g}, expected at least 1 + clip_high, or null")
+        if self.surrogate == "regressive" and self.eps < 1e-6:
+            raise ValueError(f"eps is {self.eps:g}, expected at least 1e-6 with the regressive surrogate, better 0.01")
+        return self
 
     @model_validator(mode="after")
     def _has_costs_and_their_reward(self) -> "Objective":

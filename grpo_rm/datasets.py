@@ -187,8 +187,12 @@ class Batches:
         processes: int = 1,
     ) -> None:
         images = _Images(split, view, channels=channels, seed=seed, cache_limit=CACHE_LIMIT // max(1, workers))
+        if len(images) < processes:
+            raise ValueError(
+                f"{len(images)} images for {processes} processes, expected one for each: use fewer processes"
+            )
         self.batch_size = min(batch_size, len(images) // processes * processes)
-        if is_training and (not self.batch_size or self.batch_size % processes):
+        if is_training and self.batch_size % processes:
             raise ValueError(
                 f"batch_size is {batch_size} with {len(images)} images and {processes} processes, expected a multiple "
                 f"of {processes}: change batch_size or the number of processes"

@@ -56,6 +56,11 @@ class Processes:
         """Return the greatest over the processes, element by element."""
         return self._reduced(values, dist.ReduceOp.MAX) if self.count > 1 else values
 
+    def share(self, values: torch.Tensor) -> None:
+        """Replace the values by the first process's."""
+        if self.count > 1:
+            dist.broadcast(values, src=0)
+
     def any(self, *signs: bool) -> tuple[bool, ...]:
         """Return for each sign whether a process gives it."""
         if self.count == 1:

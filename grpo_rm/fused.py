@@ -50,6 +50,7 @@ def is_fusable(sites: Sites, objective: Objective) -> bool:
     return (
         has_triton(sites.logits.device)
         and objective.surrogate == "clipped"
+        and (objective.eps > 0 or objective.scale == "none")
         and (objective.candidates is None or objective.candidates >= sites.logits.shape[1] - 1)
         and sites.targets.shape == sites.weights.shape == (sites.logits.shape[0], *sites.logits.shape[2:])
         and all(one is None or (one.dtype in DTYPES and one.shape == sites.logits.shape) for one in logits)

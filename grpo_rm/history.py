@@ -22,9 +22,9 @@ def best_epochs(history: Sequence[Metrics], monitor: str) -> list[Metrics]:
 
 
 def epochs_without_progress(history: Sequence[Metrics], monitor: str) -> int:
-    """Return how many epochs came after the best one; 0 before there is one."""
+    """Return how many epochs that measured it came after the best one; 0 before there is one."""
     best = best_epochs(history, monitor)
-    return int(history[-1]["epoch"] - best[0]["epoch"]) if best else 0
+    return sum(row["epoch"] > best[0]["epoch"] for row in best)
 
 
 class Averages:
@@ -32,13 +32,15 @@ class Averages:
 
     Args:
         state: Of an earlier one.
+        device: Where to go on with it.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None, *, device: torch.device | None = None) -> None:
         self.names: list[str] = []
         self.steps = 0
         self.sums, self.maxima = torch.zeros(0), torch.zeros(0)
         vars(self).update(state or {})
+        self.sums, self.maxima = self.sums.to(device), self.maxima.to(device)
 
     @classmethod
     def of(cls, stats: Mapping[str, Tensor]) -> Self:
@@ -54,8 +56,8 @@ class Averages:
             self.names = list(stats)
             self.sums, self.maxima = torch.zeros_like(values), torch.full_like(values, -torch.inf)
         self.steps += 1
-        self.sums = self.sums.to(values.device) + values
-        self.maxima = torch.maximum(self.maxima.to(values.device), values)
+        self.sums = self.sums + values
+        self.maxima = torch.maximum(self.maxima, values)
 
     def read(self, processes: Processes) -> Metrics:
         """Return the averages over the steps and the processes; empty before the first step."""
@@ -67,5 +69,5 @@ class Averages:
         return {name: maximum if name.startswith("max_") else mean for name, mean, maximum in both}
 
     def state(self) -> dict[str, Any]:
-        """Return all that it holds."""
-        return dict(vars(self))
+        """Return all that it holds, on the CPU."""
+        return vars(self) | {"sums": self.sums.cpu(), "maxima": self.maxima.cpu()}

@@ -33,12 +33,12 @@ def predict(model: Model, batches: Iterable[Batch], *, device: torch.device) -> 
     embeddings, logits, labels = [], [], []
     for images, targets in batches:
         embedding, scores = model(images.to(device, non_blocking=True))
-        embeddings.append(embedding.float())
-        logits.append(scores.float())
+        embeddings.append(embedding.float().cpu())  # a GPU might not hold those of all images
+        logits.append(scores.float().cpu())
         labels.append(targets)
     model.train(was_training)
     return Predictions(
-        embeddings=torch.cat(embeddings).cpu().numpy(),
-        logits=torch.cat(logits).cpu().numpy(),
+        embeddings=torch.cat(embeddings).numpy(),
+        logits=torch.cat(logits).numpy(),
         labels=torch.cat(labels).numpy(),
     )

@@ -20,6 +20,8 @@ from grpo_rm.sites import Aggregation, Sites, site_count, site_weights, valid_si
 
 Stats = dict[str, Tensor]
 
+MAX_SKIPPED_STEPS = 50  # in a row: the scale of fp16 starts at 2^16 and is halved at each
+
 
 class NotFiniteError(FloatingPointError):
     """Loss or gradient of a step is not finite."""
@@ -78,18 +80,23 @@ class Learner:
         self.schedule = create_schedule(self.optimizer, recipe, steps=steps)
         self.old_policy_steps = old_policy_steps
         self.steps, self.learning_rate = 0, math.nan
-        self.snapshot = _frozen(model).train() if old_policy_steps > 1 else None
+        self.snapshot = _frozen(model) if old_policy_steps > 1 else None
         self.reference = _frozen(model).eval() if use_reference else None
         # without its warm-up a short training would end with an average that is mostly the initial weights
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self._forward = self._wrapped(model)
-        self._finite = _FiniteCheck()
+        self._finite = _FiniteCheck(skips_allowed=MAX_SKIPPED_STEPS if accelerator.scaler else 0)
 
     @property
     def result(self) -> Model:
         """The model that is validated and saved: the trained one, or its moving average."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def models(self) -> list[Model]:
+        """The trained model, and its moving average where there is one."""
+        return [self.model, *([self.ema.module] if self.ema else [])]
 
     def learn(self, images: Tensor, targets: Tensor) -> Iterator[Stats]:
         """Take `num_iterations` steps on this process's part of a batch; yield the statistics of each.
@@ -107,8 +114,17 @@ class Learner:
             yield self._step(parts)
 
     def prepare(self) -> None:
-        """Switch to training mode; what is frozen stays in evaluation mode."""
+        """Switch to training mode, the snapshot as well; what is frozen stays in evaluation mode."""
         set_training_mode(self.model)
+        if self.snapshot:
+            for module, copied in zip(self.model.modules(), self.snapshot.modules(), strict=True):
+                copied.training = module.training
+
+    def share_statistics(self) -> None:
+        """Have all processes use the first one's running statistics, of batch normalization: those that are saved."""
+        for model in self.models:
+            for buffer in model.buffers():
+                self.processes.share(buffer)
 
     def finish(self) -> None:
         """Wait until the last step is known to be finite."""
@@ -159,9 +175,8 @@ class Learner:
                 self.accelerator.backward(output.loss)
             total = _together(total, {"train_loss": output.loss.detach()} | output.stats)
         norm = self.accelerator.clip_grad_norm_(self.trained, self.recipe.clip_grad_norm)
-        # with fp16 a gradient that overflows is expected: the scaler leaves the step out, and scales less
-        looked_at = torch.zeros_like(norm) if self.accelerator.scaler else norm
-        self._finite.check(self.steps + 1, total["train_loss"], looked_at)
+        # the mean, so that all processes see the same: where one stops, all do
+        self._finite.check(self.steps + 1, self.processes.mean(total["train_loss"]), norm)
         self.learning_rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.optimizer.step()
         self.steps += 1
@@ -192,9 +207,13 @@ class Learner:
 
 
 class _FiniteCheck:
-    """Looks at the numbers of each step: on the CPU at once, on a GPU when the next step has been queued."""
+    """Looks at the numbers of each step: on the CPU at once, on a GPU when the next step has been queued.
 
-    def __init__(self) -> None:
+    With fp16 a gradient that overflows is expected: the scaler leaves the step out, and scales less from then on.
+    """
+
+    def __init__(self, *, skips_allowed: int) -> None:
+        self._skips_allowed, self._skips = skips_allowed, 0
         self._step = 0
         self._numbers: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
@@ -217,7 +236,8 @@ class _FiniteCheck:
             self._arrived.synchronize()
         loss, norm = self._numbers.tolist()
         self._numbers = None
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        self._skips = 0 if math.isfinite(norm) else self._skips + 1
+        if not math.isfinite(loss) or self._skips > self._skips_allowed:
             raise NotFiniteError(self._step, loss, norm)
 
 

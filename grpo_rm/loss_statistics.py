@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from grpo_rm.advantages import NO_SPREAD
+
 CLIP_STATISTICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
-NO_SPREAD = 1e-6  # rewards of a group that differ by less are equal: far above rounding, far below any use of a reward
 
 
 def sum_over_sites(values: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from grpo_rm.loss_statistics import (
 from grpo_rm.objective import Weighting, clipped_surrogate, fresh_surrogate, regressive_surrogate
 from grpo_rm.output_set import candidate_mass, candidate_outputs
 from grpo_rm.policy import entropy, kl_divergence, log_policy
+from grpo_rm.random_state import random_state_kept
 from grpo_rm.rewards import Group, Reward, check_rewards, compute_rewards
 from grpo_rm.sites import Sites, site_rows
 
@@ -178,7 +179,8 @@ class GrpoRmLoss:
         if not self.is_checked:
             rows = site_rows(sites)
             _, group, _ = _compare(rows, self.objective)
-            check_rewards(group, self.objective.rewards, rows.weights)
+            with random_state_kept(rows.logits.device):  # a training that goes on checks again
+                check_rewards(group, self.objective.rewards, rows.weights)
             self.is_checked = True
         if sites.logits.is_cuda:
             from grpo_rm.fused import fused_grpo_rm_loss, is_fusable  # Triton is for a GPU only

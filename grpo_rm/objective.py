@@ -36,7 +36,7 @@ def clipped_surrogate(
 
     With a `ratio_cap` the first rho is min(rho, ratio_cap), as TRL's `delta` (INTELLECT-2). The log-ratio is clamped to
     +-5 in both places (ours, after Graph-GRPO). A candidate beyond the clamp, the cap or the clip has no gradient of
-    its own; one exactly on them has it in full.
+    its own.
 
     Raises:
         ValueError: The shapes are not one (N, K), or `ratio_cap` is under 1 + clip_high: it would be the clip.

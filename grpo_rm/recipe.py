@@ -3,7 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -95,7 +95,18 @@ def create_optimizer(model: Model, recipe: Recipe) -> Optimizer:
             model.encoder, recipe.weight_decay, no_weight_decay_list=undecayed, layer_decay=recipe.layer_decay
         ) + optim.param_groups_weight_decay(model.head, recipe.weight_decay)
     groups = [group for group in groups if group["params"]]
-    return optim.create_optimizer_v2(groups, recipe.optimizer, lr=recipe.learning_rate)
+    if not groups:
+        raise ValueError("nothing is left to train: freeze fewer blocks, or use a linear head")
+    options: dict[str, Any] = {"fused": True} if recipe.optimizer in ("adam", "adamw") else {}  # one pass
+    try:
+        optimizer: Optimizer = optim.create_optimizer_v2(groups, recipe.optimizer, lr=recipe.learning_rate, **options)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"optimizer {recipe.optimizer!r} cannot be created: {str(error) or 'a package or a GPU is missing'}"
+        ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"optimizer {recipe.optimizer!r} needs second derivatives, expected one of first order")
+    return optimizer
 
 
 def create_schedule(optimizer: Optimizer, recipe: Recipe, *, steps: int) -> Schedule:

@@ -17,11 +17,10 @@ from grpo_rm.checkpoint import (
     hash_model,
     load_model,
     load_state,
-    random_state,
+    put_state_aside,
     remove_state,
     save_model,
     save_state,
-    set_random_state,
 )
 from grpo_rm.datasets import Batches
 from grpo_rm.history import Averages, Metrics, best_epochs, epochs_without_progress
@@ -30,6 +29,7 @@ from grpo_rm.learner import Learner, NotFiniteError
 from grpo_rm.losses import Loss
 from grpo_rm.model import Model
 from grpo_rm.progress import Progress
+from grpo_rm.random_state import random_state, seed_all, set_random_state
 from grpo_rm.recipe import Recipe
 from grpo_rm.sites import Aggregation
 from grpo_rm.validation import Validator, warning_of
@@ -120,7 +120,7 @@ class Trainer:
         )
         self.processes = self.learner.processes
         self.validator = Validator(val, gallery, recipe, self.processes, device=self.device, pause=self._pause)
-        torch.manual_seed(seed + self.processes.rank)
+        seed_all(seed + self.processes.rank)
         self.fingerprint = {**fingerprint, **self._own_fingerprint(seed, aggregation, old_policy_steps, use_reference)}
         self.progress = Progress(
             title,
@@ -191,8 +191,8 @@ class Trainer:
         return load_model(self.checkpoints / _folder(self.best))
 
     def _train_epoch(self) -> None:
-        if self.batch == 0:
-            self.validator.set_prototypes(self.model)
+        if self.step == 0:
+            self._set_prototypes()
         self.learner.prepare()
         stride = math.ceil(self.steps / MAX_LOGGED_STEPS)
         for images, targets in self.train.epoch(self.epoch, start=self.batch):
@@ -204,8 +204,14 @@ class Trainer:
                 self.progress.advance(len(images) * self.processes.count)
             self._pause()
         self.learner.finish()
+        self.learner.share_statistics()
+
+    def _set_prototypes(self) -> None:
+        for model in self.learner.models:
+            self.validator.set_prototypes(model)
 
     def _validate(self) -> tuple[Metrics, Predictions]:
+        self._set_prototypes()
         metrics, predictions = self.validator.measure(self.learner.result, epoch=self.epoch)
         if not math.isfinite(metrics["val_nll"]):
             self._stop(self.step, f"the validation loss is {metrics['val_nll']:g}")
@@ -278,14 +284,14 @@ class Trainer:
         try:
             return load_state(self.checkpoints, self.fingerprint), ""
         except ValueError as error:
-            remove_state(self.checkpoints)
+            put_state_aside(self.checkpoints)
             return None, str(error)
 
     def _restore(self, state: State) -> None:
         self.learner.restore(state["learner"])
-        random_state_, averages = state["processes"][self.processes.rank]
-        set_random_state(random_state_, self.device)
-        self.averages = Averages(averages)
+        random_numbers, averages = state["processes"][self.processes.rank]
+        set_random_state(random_numbers, self.device)
+        self.averages = Averages(averages, device=self.device)
         self.history, self.is_warned = state["history"], state["is_warned"]
 
     def _own_fingerprint(self, seed: int, *settings: Any) -> dict[str, Any]:

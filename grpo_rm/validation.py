@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from grpo_rm.datasets import Batch, Batches
 from grpo_rm.devices import Processes
@@ -67,14 +70,13 @@ class Validator:
         predictions = self._predict(model, self.val)
         metrics = validation_metrics(predictions)
         if self.recipe.knn_every and (epoch % self.recipe.knn_every == 0 or epoch == self.recipe.epochs):
-            metrics |= knn_metrics(self._predict(model, self.gallery), predictions)
-        return metrics, predictions
+            metrics |= knn_metrics(*self._embed_gallery(model), predictions, device=self.device)
+        return self.processes.from_first(metrics), predictions  # other processors may round otherwise
 
     def set_prototypes(self, model: Model) -> None:
         """Move class prototypes, where the model has them, to where the classes are now."""
         if isinstance(model.head, PrototypeHead):
-            seen = self._predict(model, self.gallery)
-            model.head.set_prototypes(torch.from_numpy(seen.embeddings), torch.from_numpy(seen.labels))
+            model.head.set_prototypes(*self._embed_gallery(model))
 
     def close(self) -> None:
         """End the processes that decode."""
@@ -83,8 +85,18 @@ class Validator:
             self._gallery.close()
 
     def _predict(self, model: Model, batches: Batches) -> Predictions:
-        parts = self.processes.gather(predict(model, self._pausing(batches), device=self.device))
-        return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+        mine = predict(model, self._pausing(batches), device=self.device)
+        return Predictions(*self._together(mine.embeddings, mine.logits, mine.labels))
+
+    def _embed_gallery(self, model: Model) -> tuple[Tensor, Tensor]:
+        """Return embeddings (N, D) and labels (N,) of the gallery, on the CPU."""
+        mine = predict(model, self._pausing(self.gallery), device=self.device)
+        embeddings, labels = self._together(mine.embeddings, mine.labels)
+        return torch.from_numpy(embeddings), torch.from_numpy(labels)
+
+    def _together(self, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return each array with the parts of all processes, in the order of the split."""
+        return [np.concatenate(parts) for parts in zip(*self.processes.gather(arrays), strict=True)]
 
     def _pausing(self, batches: Batches) -> Iterator[Batch]:
         mine = batches.epoch(0)
@@ -96,10 +108,13 @@ class Validator:
 
 
 def validation_metrics(predictions: Predictions) -> Metrics:
-    """Return `val_accuracy` and `val_nll`."""
-    accuracy = np.mean(predictions.logits.argmax(axis=1) == predictions.labels)
-    nll = F.cross_entropy(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels)).item()
-    return {"val_accuracy": float(accuracy), "val_nll": nll}
+    """Return `val_accuracy` and `val_nll`; of an image with several labels any is right, and the NLL is their mean."""
+    log_probs, labels = log_policy(torch.from_numpy(predictions.logits)), torch.from_numpy(predictions.labels)
+    members = labels if labels.ndim == 2 else F.one_hot(labels, log_probs.shape[1])
+    shares = members / members.sum(dim=1, keepdim=True)
+    is_right = members.gather(1, log_probs.argmax(dim=1, keepdim=True)) > 0
+    nll = -torch.where(members > 0, shares * log_probs, 0).sum(dim=1)
+    return {"val_accuracy": is_right.double().mean().item(), "val_nll": nll.mean().item()}
 
 
 def knn_name(num_images: int) -> str:
@@ -111,19 +126,26 @@ def _neighbors(num_images: int) -> int:
     return min(KNN_NEIGHBORS, num_images)
 
 
-def knn_metrics(gallery: Predictions, predictions: Predictions) -> Metrics:
-    """Return the accuracy of `KNN_NEIGHBORS` nearest neighbors among the training images; k and T are in its name."""
-    k = _neighbors(len(gallery.labels))
-    labels = torch.from_numpy(predictions.labels)
+def knn_metrics(embeddings: Tensor, labels: Tensor, predictions: Predictions, *, device: torch.device) -> Metrics:
+    """Return the accuracy of `KNN_NEIGHBORS` nearest neighbors; k and T are in its name.
+
+    Args:
+        embeddings: (N, D) of the training images.
+        labels: (N,).
+        predictions: Of the validation images.
+        device: Where to compute.
+    """
+    k = _neighbors(len(labels))
     nearest = knn_predictions(
-        torch.from_numpy(gallery.embeddings),
-        torch.from_numpy(gallery.labels),
-        torch.from_numpy(predictions.embeddings),
+        embeddings.to(device),
+        labels.to(device),
+        torch.from_numpy(predictions.embeddings).to(device),
         ks=[k],
         temperature=KNN_TEMPERATURE,
         num_classes=predictions.logits.shape[1],
     )[k]
-    return {knn_name(len(gallery.labels)): (nearest == labels).float().mean().item()}
+    is_right = nearest.cpu() == torch.from_numpy(predictions.labels)
+    return {knn_name(len(labels)): is_right.float().mean().item()}
 
 
 def warning_of(metrics: Metrics, predictions: Predictions, classes: list[str]) -> str | None:
@@ -135,7 +157,8 @@ def warning_of(metrics: Metrics, predictions: Predictions, classes: list[str]) -
         )
     predicted = predictions.logits.argmax(axis=1)
     most = int(np.bincount(predicted).argmax())
-    share, labeled = np.mean(predicted == most), np.mean(predictions.labels == most)
+    is_labeled = predictions.labels[:, most] if predictions.labels.ndim == 2 else predictions.labels == most
+    share, labeled = np.mean(predicted == most), np.mean(is_labeled)
     if share >= COLLAPSED > labeled and _is_certain(predictions):
         return (
             f"the policy has collapsed: it is certain of {classes[most]!r} for {share:.0%} of the validation images, "

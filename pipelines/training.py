@@ -5,6 +5,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def train_stage(
     part = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
     batches = training_batches(model.config, training, seed=config.seed, **part)
     origin = provenance(stage, parameters, initial_model, reward_files)
-    fingerprint = flatten(origin) | {"manifest": sha256(PREPARED / "manifest.parquet")} | hash_code()
+    fingerprint = flatten(origin) | {"manifest": sha256(PREPARED / "manifest.parquet")} | hash_code() | versions()
     checkpoints = CHECKPOINTS / stage.replace("@", "/")
     recorded = parameters | config.model_dump(include={"data"})
     run_of_training = _run_of_training if accelerator.is_main_process else _no_run
@@ -177,13 +178,19 @@ def provenance(
 
 
 def hash_code() -> dict[str, str]:
-    """Return the SHA-256 of every file of this repository that trains: the library as far as it is loaded, our own
-    modules, and the user's rewards.
+    """Return the SHA-256 of every file that trains: the library, of which some is loaded at the first step only, our
+    own modules, and the user's rewards.
     """
     ours = {"pipelines.batches", "pipelines.objective", "pipelines.training", "__main__"}
     names = [name for name in sys.modules if name in ours or name.startswith(("grpo_rm.", REWARD_PACKAGE))]
-    files = sorted({Path(file) for name in names if (file := getattr(sys.modules[name], "__file__", None))})
-    return {file.resolve().relative_to(ROOT).as_posix(): sha256(file) for file in files}
+    loaded = {Path(file).resolve() for name in names if (file := getattr(sys.modules[name], "__file__", None))}
+    files = sorted(loaded | set((ROOT / "grpo_rm").glob("*.py")))
+    return {file.relative_to(ROOT).as_posix(): sha256(file) for file in files}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages whose arithmetic the result depends on."""
+    return {name: version(name) for name in ("accelerate", "numpy", "pillow", "timm", "torch")}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

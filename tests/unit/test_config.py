@@ -215,6 +215,12 @@ def test_blocks_are_checked_as_a_whole(load):
     assert line == "pretrain: batch_size is 64, expected a multiple of accumulation (3)"
     (line,) = message_of(load, pretrain__freeze_encoder=True, pretrain__freeze_blocks=1)
     assert line == "pretrain: freeze_encoder freezes all blocks: set it to false, or freeze_blocks to 0"
+    (line,) = message_of(load, objective__ratio_cap=1.1)
+    assert line == "objective: ratio_cap is 1.1, expected at least 1 + clip_high, or null"
+    (line,) = message_of(load, objective__surrogate="regressive", objective__eps=0)
+    assert line == "objective: eps is 0, expected at least 1e-6 with the regressive surrogate, better 0.01"
+    (line,) = message_of(load, finetune__monitor="val_knn_top1_k20_t0.07")
+    assert line == "finetune: monitor is val_knn_top1_k20_t0.07, but knn_every is 0: set it to 1 or more"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +273,7 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("objective__refresh", "epoch"),
         ("objective__refresh", 30),
         ("objective__candidates", 1),
-        ("objective__ratio_cap", 1),
+        ("objective__ratio_cap", 1.2),
         ("pretrain__accumulation", 64),
         ("pretrain__ema_decay", 0.999),
         ("pretrain__monitor", "val_nll"),

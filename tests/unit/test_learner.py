@@ -3,10 +3,12 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
-from toy_training import TRAIN, are_equal, batches_of, create_model, create_trainer, grpo, weights_of
+from toy_training import TRAIN, VAL, are_equal, augmented, batches_of, create_model, create_trainer, grpo, weights_of
 
+from grpo_rm.datasets import Split
 from grpo_rm.devices import create_accelerator
 from grpo_rm.losses import LossOutput, cross_entropy_loss
 from grpo_rm.recipe import SCHEDULES
@@ -72,6 +74,17 @@ def test_dropout_cancels_in_the_ratio(tmp_path):
     assert min(ratios[1:3]) > 0
 
 
+@pytest.mark.parametrize("encoder", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("frozen", [{"freeze_encoder": True}, {"freeze_blocks": 1}])
+def test_what_is_frozen_rests_in_the_snapshot_too(tmp_path, encoder, frozen):
+    """Its dropout and batch statistics: else the old policy would not be the policy it was copied from."""
+    model = create_model(encoder, drop_path_rate=0.7, **({"depth": 2} if encoder == "test_vit" else {}))
+    _, recorder = record(tmp_path, options={"old_policy_steps": 3}, model=model, **frozen)
+    ratios = recorder.largest_log_ratios
+    assert max(ratios[0], ratios[3]) < 1e-5
+    assert min(ratios[1], ratios[4]) > 1e-4
+
+
 def test_a_snapshot_with_iterations_is_counted_in_batches(tmp_path):
     _, recorder = record(tmp_path, options={"old_policy_steps": 3}, num_iterations=2, epochs=2)
     assert [step for step, ratio in enumerate(recorder.largest_log_ratios) if ratio == 0] == [0, 6]
@@ -133,6 +146,13 @@ def test_too_many_frozen_blocks(tmp_path):
         create_trainer(tmp_path, model=create_model("test_vit"), freeze_blocks=9)
 
 
+def test_nothing_left_to_train(tmp_path):
+    model = create_model("test_vit")
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing is left to train: freeze fewer blocks"):
+        create_trainer(tmp_path, model=model, freeze_encoder=True)
+
+
 def test_earlier_layers_learn_slower(tmp_path):
     model = create_model("test_vit", depth=3)
     trainer = create_trainer(tmp_path, model=model, layer_decay=0.5, warmup_epochs=0, weight_decay=0.3)
@@ -188,6 +208,33 @@ def test_optimizers_of_timm_by_name(tmp_path, optimizer):
 def test_an_unknown_optimizer(tmp_path):
     with pytest.raises(ValueError, match=r"timm has no optimizer 'adamv'; nearest: .*adamw"):
         create_trainer(tmp_path, optimizer="adamv")
+
+
+@pytest.mark.parametrize("name", ["adahessian", "fusedadam", "bnbadam"])
+def test_optimizers_that_cannot_be_had(tmp_path, name):
+    with pytest.raises(ValueError, match=f"optimizer '{name}' (cannot be created|needs second derivatives)"):
+        create_trainer(tmp_path, optimizer=name)
+
+
+def test_patience_counts_epochs_that_measure(tmp_path):
+    name = "val_knn_top1_k20_t0.07"
+    trainer = create_trainer(tmp_path, epochs=9, knn_every=3, patience=2, monitor=name, learning_rate=1e-9)
+    trainer.fit()
+    assert [row["epoch"] for row in trainer.history if name in row] == [3, 6, 9]
+
+
+def test_several_labels_an_image(tmp_path):
+    """Memberships instead of labels, from the batch to the validation; every image is of the second class as well."""
+    trainer = create_trainer(tmp_path, grpo, model=create_model("test_vit"), epochs=4)
+
+    def with_members(split):
+        return Split(split.ids, split.files, np.stack([split.labels == 0, np.full(len(split.labels), True)], axis=1))
+
+    trainer.train = batches_of(with_members(TRAIN), augmented, is_training=True)
+    trainer.validator.val = batches_of(with_members(VAL))
+    trainer.fit()
+    assert trainer.history[-1]["val_accuracy"] == 1
+    assert trainer.history[-1]["rewards/accuracy/mean"] > 0.7
 
 
 def test_patience_ends_a_training_without_progress(tmp_path, capsys):

@@ -32,7 +32,7 @@ def random_logits(num_sites=6, num_outputs=5, seed=0, scale=2.0):
 
 
 def sites_of(logits, targets, old_logits=None, reference_logits=None, *, aggregation="per_image"):
-    valid = valid_sites(targets, num_outputs=logits.shape[1] if targets.dtype == torch.bool else None)
+    valid = valid_sites(targets)
     return Sites(logits, targets, site_weights(valid, aggregation), old_logits, reference_logits)
 
 

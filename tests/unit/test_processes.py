@@ -81,6 +81,11 @@ def test_all_processes_stop_where_the_loss_is_not_finite(tmp_path):
     assert not (tmp_path / "diverges" / STATE).exists()
 
 
+def test_fewer_images_than_processes():
+    with pytest.raises(ValueError, match="48 images for 49 processes, expected one for each: use fewer"):
+        batches_of(TRAIN, processes=49)
+
+
 def test_a_batch_that_cannot_be_shared():
     with pytest.raises(ValueError, match="batch_size is 16 with 48 images and 3 processes, expected a multiple of 3"):
         batches_of(TRAIN, is_training=True, processes=3)

@@ -3,17 +3,18 @@
 import contextlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toy_training import are_equal, create_model, create_trainer, grpo, split_of, weights_of
+from toy_training import OBJECTIVE, are_equal, create_model, create_trainer, grpo, split_of, weights_of
 
 from grpo_rm import trainer as trainer_module
-from grpo_rm.checkpoint import STATE, load_model, remove_state
+from grpo_rm.checkpoint import FORMER_STATE, STATE, load_model, remove_state
 from grpo_rm.datasets import Batches
-from grpo_rm.losses import cross_entropy_loss
+from grpo_rm.losses import GrpoRmLoss, cross_entropy_loss
 from grpo_rm.trainer import Interrupted
 
 EPOCHS, STEPS = 3, 9
@@ -107,24 +108,25 @@ def test_everything_resumes(tmp_path, encoder, stops):
 
 
 def test_random_numbers_of_any_library_go_on(tmp_path):
-    """A reward of the user's may draw them."""
+    """A reward of the user's may draw them; that it is checked once more on the first batch changes nothing."""
 
     def noisy(drawn):
-        def loss(sites):
+        def reward(group):
             drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
-            return grpo(sites)
+            return torch.zeros(group.outputs.shape)
 
-        return loss
+        rewards = OBJECTIVE.rewards | {"noisy": reward}
+        return GrpoRmLoss(replace(OBJECTIVE, rewards=rewards, reward_weights=OBJECTIVE.reward_weights | {"noisy": 0}))
 
     def draw(checkpoints, *stops):
-        random.seed(1)
-        np.random.seed(1)
         drawn = []
         for stop in [*stops, None]:
+            checked = len(drawn)
             trainer = create_trainer(checkpoints, noisy(drawn))
             trainer.should_stop = lambda trainer=trainer, stop=stop: trainer.step == stop
             with contextlib.suppress(Interrupted):
                 trainer.fit()
+            del drawn[checked]
         return drawn
 
     assert draw(tmp_path / "resumed", 2, 3) == draw(tmp_path / "uninterrupted")
@@ -231,6 +233,7 @@ def test_another_training_starts_anew_and_says_why(tmp_path, capsys, changed, re
     assert trainer.step == 0
     assert capsys.readouterr().out == f"test  starts anew; the state in {tmp_path} is not used: {reason}\n"
     assert not (tmp_path / STATE).exists()
+    assert (tmp_path / FORMER_STATE).is_file()  # another setting by mistake does not cost what was trained
 
 
 def test_a_damaged_state_is_not_used(tmp_path, capsys, uninterrupted):

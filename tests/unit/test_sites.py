@@ -78,7 +78,7 @@ def test_a_dense_mask_counts_as_its_flattened_one():
 def test_valid_sites():
     assert valid_sites(torch.tensor([[-1, 0], [2, -100]])).tolist() == [[False, True], [True, False]]
     members = torch.tensor([[[True, False], [False, False]]])  # an image of two outputs and two sites
-    assert valid_sites(members, num_outputs=2).tolist() == [[True, False]]
+    assert valid_sites(members).tolist() == [[True, False]]
 
 
 def test_an_unknown_aggregation():

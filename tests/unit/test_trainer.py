@@ -34,7 +34,8 @@ def test_equals_a_plain_loop(tmp_path):
     plain_model = create_model()
     decayed = [p for p in plain_model.parameters() if p.ndim > 1]
     others = [p for p in plain_model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}])
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}]
+    optimizer = torch.optim.AdamW(groups, fused=True)
     factors = iter([1 / 4, 2 / 4, 3 / 4, 1, 0.5 * (1 + math.cos(math.pi / 3)), 0.5 * (1 + math.cos(math.pi * 2 / 3))])
     train = Batches(TRAIN, augmented, channels=1, batch_size=16, seed=0, is_training=True)
     for epoch in (1, 2):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from grpo_rm.datasets import Batches, Split
 from grpo_rm.devices import create_accelerator
-from grpo_rm.losses import Objective, cross_entropy_loss, grpo_rm_loss
+from grpo_rm.losses import GrpoRmLoss, Objective, cross_entropy_loss
 from grpo_rm.model import Model, ModelConfig
 from grpo_rm.recipe import Recipe
 from grpo_rm.rewards import accuracy_reward, uniformity_reward
@@ -25,8 +25,7 @@ OBJECTIVE = Objective(
 )
 
 
-def grpo(sites):
-    return grpo_rm_loss(sites, OBJECTIVE)
+grpo = GrpoRmLoss(OBJECTIVE)
 
 
 def split_of(count, seed):
