@@ -31,7 +31,7 @@ DATA = ROOT.parent / "shared/data/fashion_mnist"
 CACHE = Path.home() / ".cache/grpo-rm-bench"
 TIMM = "https://github.com/huggingface/pytorch-image-models"
 TRAIN_IMAGES, TEST_IMAGES = 10_000, 2_000
-ROUNDS, EPOCHS, TRIAL_EPOCHS = 3, 4, 2
+ROUNDS, EPOCHS, TRIAL_EPOCHS = 3, 3, 2
 WORKERS = (0, 1, 2)
 STYLES = ("documented", "tuned")
 SETTINGS = {
@@ -70,15 +70,17 @@ def measure() -> dict[str, Any]:
     """Return seconds per epoch of all, and what could not be measured."""
     if not DATA.is_dir():
         return {"skipped": f"no Fashion-MNIST in {DATA}"}
-    contestants, missing = {"ours": ours()}, {}
-    for name, create in {"timm": timm, "transformers": transformers, "lightning": lightning}.items():
-        try:
-            contestants[name] = create()
-        except (OSError, subprocess.CalledProcessError) as error:
-            missing[name] = reason(error)
+    contestants, workers, missing = {"ours": ours()}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
-        workers = {name: best_workers(one, Path(folder)) for name, one in contestants.items()}
+        workers["ours"] = best_workers(contestants["ours"], Path(folder))
+        for name, create in {"timm": timm, "transformers": transformers, "lightning": lightning}.items():
+            try:
+                one = create()
+                workers[name] = best_workers(one, Path(folder))
+                contestants[name] = one
+            except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
+                missing[name] = reason(error)
         rounds = [measure_round(contestants, workers, Path(folder)) for _ in range(ROUNDS)]
     return {
         "settings": SETTINGS | {"train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES, "epochs": EPOCHS},
@@ -247,10 +249,8 @@ def write_data(folder: Path) -> None:
 
 def reason(error: Exception) -> str:
     """Return in a line why a peer cannot run."""
-    said = ""
-    if isinstance(error, subprocess.CalledProcessError):
-        said = (error.stderr or "").strip()
-    return (said or str(error)).splitlines()[-1]
+    said = (error.stderr or "").strip() if isinstance(error, subprocess.CalledProcessError) else ""
+    return (said or str(error).strip()).splitlines()[-1]
 
 
 def same(package: str) -> str:

@@ -4,10 +4,9 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipelines.stage import BOUND_VARIABLE, INTERRUPTED, WORDS_VARIABLE
 
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
 
 PROCESSES_VARIABLE = "GRPO_RM_PROCESSES"
 TOLD_TO_END = {code for number in (signal.SIGTERM, signal.SIGINT) for code in (-number, 128 + number)}  # exit codes
-KILL_SECONDS = 20.0  # less than torchrun's patience, more than it takes to notice that a process is gone
-
-
-class _LastWords(NamedTuple):
-    text: str
-    age: float  # seconds
 
 
 def launch_processes(module: str, *arguments: str) -> None:
@@ -72,7 +65,7 @@ def _launch(count: int, command: list[str], words: Path) -> NoReturn:
     try:
         elastic_launch(_launch_config(count), sys.executable)("-m", *command)
     except SignalException as interrupt:
-        print(_read_words(words).get(0, _LastWords(INTERRUPTED, 0)).text, file=sys.stderr)
+        print(_read_words(words).get(0, INTERRUPTED), file=sys.stderr)
         sys.exit(128 + interrupt.sigval)
     except ChildFailedError as error:
         message, code = _explain(error.failures, _read_words(words), count)
@@ -104,28 +97,24 @@ def _launch_config(count: int) -> "LaunchConfig":
     )
 
 
-def _read_words(words: Path) -> dict[int, _LastWords]:
+def _read_words(words: Path) -> dict[int, str]:
     """Return the last words by rank, in the order in which they were written."""
     files = sorted(words.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    now = time.time()
-    return {int(file.name): _LastWords(file.read_text(encoding="utf-8"), now - file.stat().st_mtime) for file in files}
+    return {int(file.name): file.read_text(encoding="utf-8") for file in files}
 
 
-def _explain(failures: "Mapping[int, ProcessFailure]", words: Mapping[int, _LastWords], count: int) -> tuple[str, int]:
+def _explain(failures: "Mapping[int, ProcessFailure]", words: Mapping[int, str], count: int) -> tuple[str, int]:
     """Return what to say of processes that failed, and the exit code: what came first is the cause of the rest.
 
-    When one fails, torchrun tells the others to end, and kills those that do not within 30 s: such as wait for it on a
-    GPU. A process that was killed otherwise leaves no words, but those that miss it do.
+    A process that was killed leaves no words, but those that miss it do. The rest is told to end by torchrun.
     """
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
     causes = {rank: code for rank, code in codes.items() if code not in TOLD_TO_END} or codes
-    spoken = [rank for rank in words if rank in causes]
-    killed = [rank for rank, code in causes.items() if code < 0]
-    if killed and not (spoken and words[spoken[0]].age > KILL_SECONDS):
-        name = signal.Signals(-causes[killed[0]]).name
-        hint = "; the kernel does that where memory runs out" if name == "SIGKILL" else ""
-        return f"error: process {killed[0]} of {count} (counted from 0) was ended by {name}{hint}", 1
-    if spoken:
-        return words[spoken[0]].text, causes[spoken[0]]
-    rank, code = next(iter(causes.items()))
-    return f"error: process {rank} of {count} (counted from 0) ended with exit code {code}", code
+    for rank, code in causes.items():
+        if code < 0 and code not in TOLD_TO_END:
+            name = signal.Signals(-code).name
+            hint = "; the kernel does that where memory runs out" if name == "SIGKILL" else ""
+            return f"error: process {rank} of {count} (counted from 0) was ended by {name}{hint}", 1
+    first = next((rank for rank in words if rank in causes), min(causes))
+    code = causes[first]
+    return words.get(first, f"error: process {first} of {count} (counted from 0) ended with exit code {code}"), code

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -70,6 +71,8 @@ def run_stage(main: Callable[[], None]) -> None:
     if BOUND_VARIABLE in os.environ:
         end_with_parent()
     signal.signal(signal.SIGALRM, _interrupt.insist)
+    if WORDS_VARIABLE in os.environ:
+        _watch_main_thread()
     code = _exit_code(main)
     _interrupt.is_deferred = True  # nothing is left to interrupt
 
@@ -78,6 +81,27 @@ def run_stage(main: Callable[[], None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _watch_main_thread() -> None:
+    """End one of several processes soon after a signal that it does not see: it waits for another, outside of Python.
+
+    That other one may be gone, and torchrun's patience is 30 s.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what decodes images has signals of its own
+
+    def watch() -> None:
+        while True:
+            (number,) = os.read(reader, 1)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                time.sleep(GRACE_SECONDS)
+                if _interrupt.signal is None:
+                    os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _exit_code(main: Callable[[], None]) -> int:

@@ -72,6 +72,7 @@ def train_stage(
     run_of_training = _run_of_training if accelerator.is_main_process else _no_run
     with (
         run_of_training(stage, config, recorded, checkpoints, fingerprint) as run,
+        _all_ready(accelerator),
         deferred_interrupt() as should_stop,
     ):
         trainer = Trainer(
@@ -119,6 +120,13 @@ def _write(model: Model, trainer: Trainer, origin: dict[str, Any], output: Path,
     run.log_artifacts(curve)
     accuracy = trainer.best["val_accuracy"]
     print(f"{origin['stage']}: best epoch {trainer.best['epoch']}, validation accuracy {accuracy:.4f} -> {output}")
+
+
+@contextlib.contextmanager
+def _all_ready(accelerator: Accelerator) -> Iterator[None]:
+    """Wait for each other: a process that was ended before the training would be waited for in it."""
+    accelerator.wait_for_everyone()
+    yield
 
 
 @contextlib.contextmanager
