@@ -78,6 +78,7 @@ def fused_grpo_rm_loss(sites: Sites, objective: Objective) -> LossOutput:
     if not is_fusable(sites, objective):
         raise ValueError("the one-pass loss cannot do this: ask is_fusable, and take grpo_rm_loss where it says no")
     logits = _by_site(sites.logits)
+    logits = _contiguous(logits, _is_rows(logits))
     is_rows = _is_rows(logits)
     old_logits, reference_logits = (
         None if one is None else _contiguous(_by_site(one.detach()), is_rows)
@@ -86,11 +87,11 @@ def fused_grpo_rm_loss(sites: Sites, objective: Objective) -> LossOutput:
     rows = _row_names(objective)
     matrices = tuple(reward for reward in objective.rewards.values() if isinstance(reward, MatrixReward))
     loss, totals = _Fused.apply(
-        _contiguous(logits, is_rows),
+        logits,
         old_logits,
         reference_logits,
-        sites.targets.reshape(-1),
-        sites.weights.reshape(-1),
+        sites.targets.reshape(-1).contiguous(),
+        sites.weights.reshape(-1).contiguous(),
         _stack(matrices, logits.device) if matrices else None,
         _settings(logits, objective, rows, is_fresh=old_logits is None),
     )
@@ -288,4 +289,5 @@ def _are_built_in(rewards: Sequence[Reward], outputs: int) -> bool:
 @lru_cache(maxsize=1)
 def _stack(rewards: tuple[MatrixReward, ...], device: torch.device) -> Tensor:
     """Return the matrices on the device, (matrices, K, K) float32: they do not change, and are large."""
-    return torch.stack([reward.matrix.to(device, torch.float32) for reward in rewards])
+    matrices = [reward.matrix.to(device, torch.float32) for reward in rewards]
+    return torch.stack(matrices) if len(matrices) > 1 else matrices[0].contiguous().unsqueeze(0)

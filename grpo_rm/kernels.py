@@ -99,19 +99,28 @@ def objective_kernel(
     if settings.is_differentiating:
         pull = settings.supervised_weight - settings.beta * kl + settings.entropy_weight * (entropy - log_sum)
         pull = scale * pull + tile.sum(slopes, settings) if _has_slope(settings) else scale * pull
-        for i in tl.static_range(settings.chunks):
-            pulls = pull[:, None]
-            if settings.beta > 0:
-                pulls += settings.beta * scale[:, None] * excess[i]
-            if settings.entropy_weight != 0:
-                pulls += settings.entropy_weight * scale[:, None] * shifted[i]
-            dz = p[i] * pulls - slopes[i]
-            if settings.supervised_weight != 0:
-                is_target = tile.indices(i, settings) == target[:, None]
-                dz -= tl.where(is_target, settings.supervised_weight * scale[:, None], 0.0)
-            place = gradient + first[:, None] + tile.offsets(i, num_sites, settings)
-            mask = (site < num_sites)[:, None] & (tile.indices(i, settings) < settings.outputs)
-            tl.store(place, dz.to(gradient.dtype.element_ty), mask=mask)
+        place = gradient + first[:, None]
+        is_there = (site < num_sites)[:, None]
+        _write_gradient(place, is_there, num_sites, target, p, shifted, excess, slopes, pull, scale, settings)
+
+
+@triton.jit
+def _write_gradient(
+    place, is_there, num_sites, target, p, shifted, excess, slopes, pull, scale, settings: tl.constexpr
+):
+    """Write dl/dz_j; `pull` is what p_j is multiplied by for every output alike."""
+    for i in tl.static_range(settings.chunks):
+        pulls = pull[:, None]
+        if settings.beta > 0:
+            pulls += settings.beta * scale[:, None] * excess[i]
+        if settings.entropy_weight != 0:
+            pulls += settings.entropy_weight * scale[:, None] * shifted[i]
+        dz = p[i] * pulls - slopes[i]
+        if settings.supervised_weight != 0:
+            is_target = tile.indices(i, settings) == target[:, None]
+            dz -= tl.where(is_target, settings.supervised_weight * scale[:, None], 0.0)
+        mask = is_there & (tile.indices(i, settings) < settings.outputs)
+        tl.store(place + tile.offsets(i, num_sites, settings), dz.to(place.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -158,12 +158,11 @@ def test_group_statistics(is_fresh, choices):
     check(random_sites((4, 5), has_old=not is_fresh), objective(rewards, eps=0.01, **choices))
 
 
-@pytest.mark.parametrize("choices", [{}, {"statistics": "policy", "weighting": "policy", "scale": "none"}], ids=str)
 @pytest.mark.parametrize(("accuracy", "uniformity"), [(1.0, None), (None, 2.0), (-1.0, -0.5), (0.5, 1.5)])
-def test_reward_weights(accuracy, uniformity, choices):
+def test_reward_weights(accuracy, uniformity):
     weights = {"accuracy": (accuracy_reward, accuracy), "uniformity": (uniformity_reward, uniformity)}
     rewards = {name: (reward, weight) for name, (reward, weight) in weights.items() if weight is not None}
-    check(random_sites((4, 5)), objective(rewards, **choices))
+    check(random_sites((4, 5)), objective(rewards))
 
 
 @pytest.mark.parametrize("statistics", ["uniform", "policy"])
@@ -275,6 +274,13 @@ def test_layouts(layout):
     sites = sites._replace(logits=logits.requires_grad_())
     check(sites, objective())
     check(sites._replace(old_logits=None), objective(all_rewards(8)))
+
+
+def test_one_pixel_sliced():
+    """Nothing is contiguous, neither outputs nor sites."""
+    sites = random_sites((4, 6, 1, 2))
+    logits = sites.logits.detach()[..., :1].requires_grad_()
+    check(Sites(logits, sites.targets[..., :1], sites.weights[..., :1]), objective())
 
 
 def test_images_are_pixels():

@@ -39,11 +39,11 @@ from grpo_rm import fused, kernels
 from grpo_rm.losses import Objective
 from grpo_rm.rewards import MatrixReward, accuracy_reward, uniformity_reward
 
-rewards = {"a": accuracy_reward, "u": uniformity_reward, "m": MatrixReward(torch.zeros(40, 40))}
+rewards = {"a": accuracy_reward, "u": uniformity_reward, "m": MatrixReward(torch.zeros(5, 5))}
 terms = {"beta": 0.1, "entropy_weight": 0.1, "supervised_weight": 0.1, "weighting": "policy"}
 for logits, options, has_old, dtype in [
-    (torch.empty(1, 9, 40).transpose(1, 2), {}, False, "*bf16"),
-    (torch.empty(2, 40, 9), terms, True, "*fp32"),
+    (torch.empty(1, 9, 17).transpose(1, 2), {}, False, "*bf16"),
+    (torch.empty(2, 5, 9), terms, True, "*fp32"),
 ]:
     names = ["a", "u", "m"] if has_old else ["a", "u"]
     weights = dict.fromkeys(names, 1.0)
