@@ -1,4 +1,4 @@
-"""Training beside a bare loop, beside other trainers, and on a GPU.
+"""Training beside a bare loop, its objective alone, training beside other trainers, and on a GPU.
 
     python -m benchmarks.training                writes benchmarks/results/training-<machine>.json and its table
     python -m benchmarks.training --only loop    one part, prints only
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu, loop, peers
+from benchmarks import gpu, loop, objective, peers
 from benchmarks.pipeline import ROOT, describe_machine
 from benchmarks.training_table import format_table, machine_name, with_table
 
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "timm", "accelerate")
 
 def main() -> None:
     """Measure, write the result and the table, print the table."""
-    parts = {"loop": measure_loop, "peers": peers.measure, "gpu": gpu.measure}
+    parts = {"loop": measure_loop, "objective": objective.measure, "peers": peers.measure, "gpu": gpu.measure}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description="Measure the training.")
     parser.add_argument("--only", choices=parts, help="one part, without a file")
     options = parser.parse_args()

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.objective import table_rows
+
 Row = tuple[str, str, str]
 
 LOOP_GOALS = {"cpu": "at least 0.95", "gpu": "at least 0.97"}
@@ -33,10 +35,10 @@ def format_table(result: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     hardware = f"{machine['cpu']}, {machine['cores']} cores" + (f", {machine['gpu']}" if machine["gpu"] else "")
     rows: list[Row] = []
-    for name, rows_of in {"loop": _loop, "peers": _peers, "gpu": _gpu}.items():
+    for name, rows_of in {"loop": _loop, "objective": table_rows, "peers": _peers, "gpu": _gpu}.items():
         part = result.get(name)
         if part is not None:
-            is_skipped = isinstance(part, Mapping) and "skipped" in part
+            is_skipped = isinstance(part, Mapping) and set(part) == {"skipped"}
             rows += [(name, f"not measured: {part['skipped']}", "")] if is_skipped else rows_of(part)
     return "\n".join(
         [

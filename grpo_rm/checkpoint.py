@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def save_model(model: Model, directory: Path) -> None:
     config = json.dumps(asdict(model.config), indent=2) + "\n"
     write_file(directory / WEIGHTS, lambda path: save_file(weights, path))
     write_file(directory / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
+
+
+def save_epoch(model: Model, checkpoints: Path, *, epoch: int, kept: Sequence[int]) -> None:
+    """Write the model as `last`, and where its epoch is kept, as `epoch-N`; remove those of other epochs."""
+    save_model(model, checkpoints / "last")
+    if epoch in kept:
+        save_model(model, epoch_directory(checkpoints, epoch))
+    for former in set(checkpoints.glob("epoch-*")) - {epoch_directory(checkpoints, one) for one in kept}:
+        shutil.rmtree(former)
+
+
+def epoch_directory(checkpoints: Path, epoch: int) -> Path:
+    """Return where the model of an epoch is kept."""
+    return checkpoints / f"epoch-{epoch}"
 
 
 def load_config(directory: Path) -> ModelConfig:
@@ -72,14 +87,22 @@ def save_state(state: State, directory: Path, fingerprint: Mapping[str, Any]) ->
     write_file(directory / STATE, lambda path: torch.save(content, path))
 
 
-def load_state(directory: Path, fingerprint: Mapping[str, Any]) -> State | None:
-    """Read the state of a training, on the CPU; None where there is none.
+def find_state(directory: Path, fingerprint: Mapping[str, Any]) -> tuple[State | None, str]:
+    """Return the state of a training to go on from, on the CPU; or None, and why the one that is there is of no use.
 
-    Raises:
-        ValueError: It was saved under another fingerprint, or is damaged. The message is the reason alone.
+    One that was saved under another fingerprint, or is damaged, is put aside as `FORMER_STATE`: it is not lost.
     """
     if not has_state(directory):
-        return None
+        return None, ""
+    try:
+        return _load_state(directory, fingerprint), ""
+    except ValueError as reason:
+        (directory / STATE).replace(directory / FORMER_STATE)
+        return None, str(reason)
+
+
+def _load_state(directory: Path, fingerprint: Mapping[str, Any]) -> State:
+    """Read the state; a ValueError is the reason why it cannot be used."""
     try:
         content = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -94,11 +117,6 @@ def load_state(directory: Path, fingerprint: Mapping[str, Any]) -> State | None:
 def has_state(directory: Path) -> bool:
     """Whether a training is under way there: interrupted, or running."""
     return (directory / STATE).is_file()
-
-
-def put_state_aside(directory: Path) -> None:
-    """Rename the state, so that it is not found and not lost."""
-    (directory / STATE).replace(directory / FORMER_STATE)
 
 
 def remove_state(directory: Path) -> None:

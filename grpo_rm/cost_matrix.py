@@ -48,7 +48,8 @@ def read_cost_matrix(path: Path, classes: Sequence[str]) -> Tensor:
 def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header and the other lines with their numbers, without empty ones."""
     if not path.is_file():
-        raise FileNotFoundError(f"cost matrix {path} not found in {Path.cwd()}")
+        found = "is a folder" if path.is_dir() else f"not found in {Path.cwd()}"
+        raise FileNotFoundError(f"cost matrix {path} {found}, expected a CSV file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

@@ -56,6 +56,9 @@ class Learner:
         old_policy_steps: The old policy is a snapshot of the model, renewed every this many batches. With 1 there is
             none: it is the present policy, or with `recipe.num_iterations` the one before the first step of a batch.
         use_reference: Compare with a frozen copy of the initial model.
+
+    Raises:
+        ValueError: The recipe asks for what there is not, or for another precision than the accelerator has.
     """
 
     def __init__(
@@ -72,6 +75,11 @@ class Learner:
     ) -> None:
         from timm.utils import ModelEmaV3  # slow to import
 
+        if accelerator.mixed_precision != recipe.precision.replace("fp32", "no"):
+            raise ValueError(
+                f"precision is {recipe.precision!r} and that of the accelerator {accelerator.mixed_precision!r}: give "
+                "create_accelerator(recipe.precision)"
+            )
         model = model.to(accelerator.device)
         self.model: Model = model.to(memory_format=torch.channels_last) if recipe.channels_last else model
         self.loss, self.recipe, self.accelerator, self.aggregation = loss, recipe, accelerator, aggregation

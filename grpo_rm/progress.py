@@ -50,8 +50,9 @@ class Progress:
     def end_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Print the line of an epoch; `epoch_of` reads it."""
         # with a fresh old policy the value of the clipped objective is 0 all along; this reward is the mean p(label)
-        first = "rewards/accuracy/mean" if "rewards/accuracy/mean" in metrics else "train_loss"
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in (first, "val_accuracy", "val_nll"))
+        first = next(name for name in ("rewards/accuracy/mean", "reward", "train_loss") if name in metrics)
+        neighbors = [name for name in metrics if name.startswith("val_knn_")]
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in (first, "val_accuracy", "val_nll", *neighbors))
         self.say(f"epoch {epoch}/{self.epochs}  {values}{self._pace(epoch)}")
 
     def _pace(self, epoch: int) -> str:

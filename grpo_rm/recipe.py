@@ -3,7 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -41,6 +41,9 @@ class Recipe:
         patience: Stop after this many epochs without a better one; 0 for never.
         keep_best: How many of the best models to keep.
         knn_every: Measure k-nearest-neighbor accuracy every this many epochs, and at the end; 0 for never.
+
+    Raises:
+        ValueError: A number is out of range, or a name unknown.
     """
 
     epochs: int
@@ -63,6 +66,24 @@ class Recipe:
     patience: int = 0
     keep_best: int = 1
     knn_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("epochs", "accumulation", "num_iterations", "keep_best"):
+            _expect(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("weight_decay", "warmup_epochs", "freeze_blocks", "patience", "knn_every"):
+            _expect(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("learning_rate", "clip_grad_norm"):
+            _expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        _expect(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "more than 0, at most 1")
+        _expect(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 or more, less than 1")
+        for name, choices in (("precision", get_args(Precision)), ("schedule", SCHEDULES)):
+            _expect(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+
+
+def _expect(is_so: bool, name: str, value: object, expected: str) -> None:
+    if not is_so:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 class Schedule(Protocol):
@@ -113,14 +134,9 @@ def create_schedule(optimizer: Optimizer, recipe: Recipe, *, steps: int) -> Sche
     """Return timm's schedule over `steps` steps: linear warm-up to the learning rate, then as its name says.
 
     "cosine" and "tanh" fall to 0, "poly" falls linearly to 0, "step" to a tenth after each third.
-
-    Raises:
-        ValueError: There is no such schedule.
     """
     from timm.scheduler import create_scheduler_v2
 
-    if recipe.schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {recipe.schedule!r}, expected one of {', '.join(SCHEDULES)}")
     warmup = min(round(recipe.warmup_epochs * steps / recipe.epochs), steps - 1)  # rounding may reach the last step
     schedule: Schedule
     schedule, _ = create_scheduler_v2(

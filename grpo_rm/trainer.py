@@ -1,7 +1,6 @@
 """The one training loop: pretraining, control and GRPO-RM differ in the loss alone."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -14,12 +13,12 @@ from accelerate import Accelerator
 
 from grpo_rm.checkpoint import (
     State,
+    epoch_directory,
+    find_state,
     hash_model,
     load_model,
-    load_state,
-    put_state_aside,
     remove_state,
-    save_model,
+    save_epoch,
     save_state,
 )
 from grpo_rm.datasets import Batches
@@ -75,8 +74,7 @@ class Trainer:
         use_reference: See `Learner`.
         gallery: The training images as they are evaluated, for k-nearest neighbors and class prototypes.
         on_step: Receives the number of steps done and the metrics of the last one, for at most 1,000 steps of a run.
-            Like `on_epoch`, in the first process alone.
-        on_epoch: Receives the number of steps done and the validation metrics.
+        on_epoch: Receives the number of steps done and the validation metrics. Each process calls its own.
         should_stop: Asked after every batch, of training and validation. One process that says so stops all.
 
     Raises:
@@ -106,7 +104,6 @@ class Trainer:
     ) -> None:
         self.train, self.recipe = train, recipe
         self.checkpoints, self.device = checkpoints, accelerator.device
-        self.on_step, self.on_epoch, self.should_stop = on_step or _ignore, on_epoch or _ignore, should_stop
         self.steps = recipe.epochs * len(train) * recipe.num_iterations
         self.learner = Learner(
             model,
@@ -118,7 +115,8 @@ class Trainer:
             old_policy_steps=old_policy_steps,
             use_reference=use_reference,
         )
-        self.processes = self.learner.processes
+        self.processes, self.should_stop = self.learner.processes, should_stop
+        self.on_step, self.on_epoch = on_step or _ignore, on_epoch or _ignore
         self.validator = Validator(val, gallery, recipe, self.processes, device=self.device, pause=self._pause)
         seed_all(seed + self.processes.rank)
         self.fingerprint = {**fingerprint, **self._own_fingerprint(seed, aggregation, old_policy_steps, use_reference)}
@@ -188,7 +186,7 @@ class Trainer:
             self.progress.say(f"stops early: {self.recipe.monitor} is no better than {self.recipe.patience} epochs ago")
         if not self.processes.is_first:
             return self.learner.result
-        return load_model(self.checkpoints / _folder(self.best))
+        return load_model(epoch_directory(self.checkpoints, int(self.best["epoch"])))
 
     def _train_epoch(self) -> None:
         if self.step == 0:
@@ -200,7 +198,7 @@ class Trainer:
                 self.averages.add(stats)
                 if self.step % stride == 0:
                     metrics = Averages.of(stats).read(self.processes)
-                    self._report(self.on_step, metrics | {"learning_rate": self.learner.learning_rate})
+                    self.on_step(self.step, metrics | {"learning_rate": self.learner.learning_rate})
                 self.progress.advance(len(images) * self.processes.count)
             self._pause()
         self.learner.finish()
@@ -218,7 +216,7 @@ class Trainer:
         return metrics, predictions
 
     def _end_epoch(self, validation: Metrics, predictions: Predictions) -> None:
-        self._report(self.on_epoch, validation)
+        self.on_epoch(self.step, validation)
         averages = self.averages.read(self.processes) | {"learning_rate": self.learner.learning_rate}
         epoch, row = self.epoch, averages | validation
         self.history.append({"epoch": epoch, "step": self.step} | row)
@@ -230,10 +228,6 @@ class Trainer:
             self.progress.say(f"warning: {warning}")
         self._save()
         self._save_models()
-
-    def _report(self, report: Report, metrics: Metrics) -> None:
-        if self.processes.is_first:
-            report(self.step, metrics)
 
     def _pause(self) -> None:
         """Save where it is time to, and stop where that was asked for."""
@@ -257,19 +251,15 @@ class Trainer:
         self.saved = time.monotonic()
 
     def _save_models(self) -> None:
-        """Write `last` and the best: after the state, so a crash between them leaves what a resumed training writes."""
-        if not self.processes.is_first:
-            return
-        save_model(self.learner.result, self.checkpoints / "last")
-        kept = [_folder(row) for row in best_epochs(self.history, self.recipe.monitor)[: self.recipe.keep_best]]
-        if _folder(self.history[-1]) in kept:
-            save_model(self.learner.result, self.checkpoints / _folder(self.history[-1]))
-        for former in self.checkpoints.glob("epoch-*"):
-            if former.name not in kept:
-                shutil.rmtree(former)
+        """Write them after the state: a crash between them leaves what a resumed training writes."""
+        if self.processes.is_first:
+            best = best_epochs(self.history, self.recipe.monitor)[: self.recipe.keep_best]
+            kept = [int(row["epoch"]) for row in best]
+            save_epoch(self.learner.result, self.checkpoints, epoch=self.epoch - 1, kept=kept)
 
     def _resume(self) -> None:
-        state, reason = self.processes.from_first(self._found() if self.processes.is_first else None)
+        found = find_state(self.checkpoints, self.fingerprint) if self.processes.is_first else None
+        state, reason = self.processes.from_first(found)
         if reason:
             self.progress.say(f"starts anew; the state in {self.checkpoints} is not used: {reason}")
         if state is None:
@@ -278,14 +268,6 @@ class Trainer:
         if self.history and self.batch == 0:
             self._save_models()
         self.progress.resume(epoch=min(self.epoch, self.recipe.epochs), step=self.step, steps=self.steps)
-
-    def _found(self) -> tuple[State | None, str]:
-        """Return the state to go on from, or why that which is there cannot be used."""
-        try:
-            return load_state(self.checkpoints, self.fingerprint), ""
-        except ValueError as error:
-            put_state_aside(self.checkpoints)
-            return None, str(error)
 
     def _restore(self, state: State) -> None:
         self.learner.restore(state["learner"])
@@ -319,7 +301,3 @@ class Trainer:
 
 def _ignore(step: int, metrics: Metrics) -> None:
     pass
-
-
-def _folder(row: Metrics) -> str:
-    return f"epoch-{row['epoch']}"

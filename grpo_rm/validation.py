@@ -53,9 +53,9 @@ class Validator:
         self._gallery = gallery
         measured = ["val_accuracy", "val_nll"] + ([knn_name(self.gallery.length)] if recipe.knn_every else [])
         if recipe.monitor not in measured:
+            unmeasured = f"; with knn_every also {knn_name(gallery.length)}" if gallery and not recipe.knn_every else ""
             raise ValueError(
-                f"monitor is {recipe.monitor!r}, expected a metric of this training: {', '.join(measured)}"
-                + ("" if recipe.knn_every else "; with knn_every also val_knn_...")
+                f"monitor is {recipe.monitor!r}, expected a metric of this training: {', '.join(measured)}{unmeasured}"
             )
 
     @property

@@ -71,6 +71,8 @@ def train_stage(
     checkpoints = CHECKPOINTS / stage.replace("@", "/")
     recorded = parameters | config.model_dump(include={"data"})
     run_of_training = _run_of_training if accelerator.is_main_process else _no_run
+    if batches.train.batch_size < training.batch_size and accelerator.is_main_process:
+        print(f"{stage}  a batch has {batches.train.batch_size} images, not {training.batch_size}: there are no more")
     with (
         run_of_training(stage, config, recorded, checkpoints, fingerprint) as run,
         _all_ready(accelerator),
@@ -119,8 +121,10 @@ def _write(model: Model, trainer: Trainer, origin: dict[str, Any], output: Path,
     run.set_tags({"model.sha256": sha256(output / WEIGHTS), "best_epoch": str(trainer.best["epoch"])})
     run.log_artifacts(output, folder="model")
     run.log_artifacts(curve)
-    accuracy = trainer.best["val_accuracy"]
-    print(f"{origin['stage']}: best epoch {trainer.best['epoch']}, validation accuracy {accuracy:.4f} -> {output}")
+    best, monitor = trainer.best, trainer.recipe.monitor
+    measured = f"validation accuracy {best['val_accuracy']:.4f}"
+    measured += "" if monitor == "val_accuracy" else f", {monitor} {best[monitor]:.4f}"
+    print(f"{origin['stage']}: best epoch {best['epoch']}, {measured} -> {output}")
 
 
 @contextlib.contextmanager
