@@ -210,7 +210,7 @@ def _compare(rows: Sites, objective: Objective) -> tuple[Sites, Group, Tensor]:
 
 
 def _total_reward(rewards: Mapping[str, Tensor], reward_weights: Mapping[str, float]) -> Tensor:
-    # a reward of weight 0 is only logged: it may even be infinite
+    # a reward of weight 0 is only logged
     weighted = [(values, reward_weights[name]) for name, values in rewards.items() if reward_weights[name] != 0]
     if not weighted:
         return torch.zeros_like(next(iter(rewards.values())))

@@ -113,9 +113,9 @@ def test_nothing_to_do(clean):
 def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     """No process is left, the tree is as before, and the next run goes on where the training was."""
     before = clean.root.joinpath(MODEL).read_bytes()
-    params = {"finetune.epochs": 4}
+    params = {"finetune.epochs": 12}
     run = prefect.start("pipeline/on-demand", params=params)
-    prefect.wait_for_log(run, "  epoch 2/4")  # of the arm that got the GPU first
+    prefect.wait_for_log(run, "  epoch 2/12")  # of the arm that got the GPU first
     prefect.cancel(run)
     assert prefect.wait(run)["type"] == "CANCELLED"
     assert processes_in(clean.root) == []
@@ -145,7 +145,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     assert "accuracy" in artifacts["metrics"]["data"]
     assert "committed" in state["message"]
     assert clean.succeed("git", "status", "--porcelain") == ""
-    assert "epochs: 4" in clean.succeed("git", "show", "HEAD:params.yaml")
+    assert "epochs: 12" in clean.succeed("git", "show", "HEAD:params.yaml")
     assert clean.succeed("git", "log", "-1", "--format=%s") == "Pipeline with finetune.epochs\n"
     assert clean.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
     version = json.loads((clean.root / "reports/registration.json").read_text())
@@ -236,7 +236,7 @@ def test_worker_and_run_killed(clean, prefect: PrefectApi, worker: Worker):
     for flow in flows:
         flow.kill()
     prefect.delete("/v2/concurrency_limits/gpu")  # its lease would hold the next run up for a minute
-    assert "epochs: 4" in clean.succeed("git", "diff", "params.yaml")  # it had no time to go back
+    assert "epochs: 12" in clean.succeed("git", "diff", "params.yaml")  # it had no time to go back
     worker.start()
     state = prefect.wait(run)
     assert state["type"] == "COMPLETED"

@@ -176,7 +176,7 @@ def test_uniformity_weight_interpolates_between_constant_push_and_cross_entropy(
 
 def test_a_reward_of_weight_0_is_only_logged():
     logits, targets = random_logits()
-    rewards = REWARDS | {"own": lambda group: torch.full_like(group.old_log_probs, math.inf)}
+    rewards = REWARDS | {"own": lambda group: torch.full_like(group.old_log_probs, 1e30)}
     expected = run(objective_of({"accuracy": 1.0}), logits, targets)
     for logged, weights in (("uniformity", ACCURACY), ("own", {"accuracy": 1.0, "own": 0.0})):
         loss, gradient, stats = run(objective_of(weights, rewards=rewards), logits, targets)

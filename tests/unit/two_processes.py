@@ -1,4 +1,4 @@
-"""Started by torchrun: `two_processes.py SCENARIO FOLDER`. What it leaves in the folder, test_processes.py looks at."""
+"""Started by torchrun: `two_processes.py SCENARIO FOLDER`. What it leaves in the folder, test_two_processes.py looks at."""
 
 import sys
 from pathlib import Path

@@ -54,7 +54,6 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, done, name, recipe):
 def test_one_process_reports(done):
     _, output = done
     assert output.count("test  epoch 1/2") == 4  # four trainings
-    assert "16 images" not in output
 
 
 def test_two_processes_resume(done):
@@ -74,6 +73,7 @@ def test_a_process_that_dies_ends_the_run_with_its_error(tmp_path):
     assert {path.name for path in (tmp_path / "dies").iterdir()} == {STATE, "last", "epoch-1"}
 
 
+@pytest.mark.slow
 def test_all_processes_stop_where_the_loss_is_not_finite(tmp_path):
     finished = torchrun("diverges", tmp_path)
     assert finished.returncode == 1
