@@ -1,4 +1,4 @@
-"""Started by torchrun: `two_processes.py SCENARIO FOLDER`. What it leaves in the folder, test_two_processes.py looks at."""
+"""Started by torchrun: `two_processes.py SCENARIO FOLDER`; test_two_processes.py looks at what it leaves there."""
 
 import sys
 from pathlib import Path
