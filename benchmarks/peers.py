@@ -30,7 +30,7 @@ from benchmarks.pipeline import ROOT
 DATA = ROOT.parent / "shared/data/fashion_mnist"
 CACHE = Path.home() / ".cache/grpo-rm-bench"
 TIMM = "https://github.com/huggingface/pytorch-image-models"
-TRAIN_IMAGES, TEST_IMAGES = 10_000, 2_000
+TRAIN_IMAGES, TEST_IMAGES = 5_000, 2_000
 ROUNDS, EPOCHS, TRIAL_EPOCHS = 3, 3, 2
 WORKERS = (0, 1, 2)
 STYLES = ("documented", "tuned")
@@ -123,6 +123,7 @@ def run(one: Contestant, folder: Path, *, workers: int, epochs: int, style: str)
     shutil.rmtree(output, ignore_errors=True)
     settings = SETTINGS | {"data": str(folder), "output": str(output), "workers": workers, "epochs": epochs}
     command = one.command(settings | {"style": style})
+    print(f"{' '.join(command[1:3])[-40:]}, {style}, {workers} workers, {epochs} epochs", file=sys.stderr)
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     ends, lines = [], []
