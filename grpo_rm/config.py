@@ -20,7 +20,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
-SOURCES = ("digits", "folder:PATH", "npz:PATH")
+SOURCES = ("digits", "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
 REWARDS = ("accuracy", "uniformity", "cost_matrix", "class_similarity")
 REWARD_FILES = Path("data/rewards")  # the stage depends on it
 
@@ -29,17 +29,85 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Expectation(_Block):
+    """Severity: critical stops the pipeline, warning is told, ignore is neither."""
+
+    severity: Literal["critical", "warning", "ignore"]
+
+
+class Decodable(Expectation):
+    min_share: Annotated[float, Field(ge=0, le=1)]
+
+
+class Classes(Expectation):
+    names: Annotated[list[str], Field(min_length=2)] | None
+
+
+class ClassCount(Expectation):
+    min_images: Count
+
+
+class Imbalance(Expectation):
+    max_ratio: Annotated[float, Field(ge=1)]
+
+
+class ImageSize(Expectation):
+    min_side: Count
+    max_side: Count
+
+
+class AspectRatio(Expectation):
+    max_ratio: Annotated[float, Field(ge=1)]
+
+
+class Contrast(Expectation):
+    min_std: NonNegative
+
+
+class Drift(Expectation):
+    max_psi: Positive
+    max_ks: Share
+
+
+class VoidShare(Expectation):
+    max_share: Annotated[float, Field(ge=0, le=1)]
+
+
+class Expectations(_Block):
+    """Of the data: see docs/data.md. The schema of the manifest is always expected."""
+
+    decodable: Decodable
+    file_names: Expectation
+    left_out: Expectation
+    copies: Expectation
+    copies_across_splits: Expectation
+    near_duplicates_across_splits: Expectation
+    groups_across_splits: Expectation
+    one_label: Expectation
+    classes: Classes
+    class_count: ClassCount
+    imbalance: Imbalance
+    image_size: ImageSize
+    aspect_ratio: AspectRatio
+    contrast: Contrast
+    drift: Drift
+    masks: Expectation
+    void_share: VoidShare
+
+
 class Data(_Block):
     source: str
     val_fraction: Fraction
     test_fraction: Fraction
-    min_decodable: Annotated[float, Field(ge=0, le=1)]
+    resize_on_prepare: Count | None
+    void_index: Annotated[int, Field(ge=0, le=255)] | None
+    expectations: Expectations
 
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        kind, _, path = source.partition(":")
-        if source == "digits" or (kind in ("folder", "npz") and path):
+        kind, _, rest = source.partition(":")
+        if source == "digits" or (rest and kind in [known.partition(":")[0] for known in SOURCES[1:]]):
             return source
         raise ValueError(f"expected one of {', '.join(SOURCES)}")
 
@@ -48,6 +116,14 @@ class Data(_Block):
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction and test_fraction add up to 1 or more: nothing is left to train on")
         return self
+
+
+class Loader(_Block):
+    """How batches are read: of no influence on any result, so no stage depends on it."""
+
+    workers: CountOrZero
+    cache: Literal["auto", "never"]
+    cache_gib: Positive
 
 
 class Encoder(_Block):
@@ -68,7 +144,7 @@ class Augmentation(_Block):
 
 
 class Training(_Block):
-    """How to train. `grpo_rm.recipe.Recipe` says what each setting does; the last three are of the batches."""
+    """How to train. `grpo_rm.recipe.Recipe` says what each setting does; the last two are of the batches."""
 
     epochs: Count
     learning_rate: Positive
@@ -91,7 +167,6 @@ class Training(_Block):
     knn_every: CountOrZero
     batch_size: Annotated[int, Field(ge=2)]
     augmentation: Augmentation
-    workers: CountOrZero
 
     @field_validator("monitor")
     @classmethod
@@ -224,8 +299,9 @@ class Config(_Block):
     """params.yaml, a block per stage."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    task: Literal["classification"]
+    task: Literal["classification", "segmentation"]
     data: Data
+    loader: Loader
     encoder: Encoder
     pretrain: Training
     finetune: Finetuning

@@ -1,0 +1,51 @@
+"""A set of labeled images, as every kind of source gives it. Nothing is decoded and nothing is written here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file of a source that is not one of its images.
+
+    Attributes:
+        id: Its relative path, or what names it in the source.
+        reason: Why, in words: what it is, and what to do where it was meant to be an image.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of images. `ids`, `labels`, `splits` and `groups` have one entry per image, ordered by id.
+
+    Attributes:
+        name: Of the set; the registered model is called after it.
+        classes: Names of the classes. Label k is `classes[k]`.
+        ids: Unique and stable: a relative path, or a row number. Any text, with spaces and line breaks too.
+        labels: (N,) int64; in segmentation -1.
+        splits: "train", "val" or "test" where the source says so, else None.
+        groups: What must not be torn apart by a split, such as the patient; None: each image is for itself.
+        read: Gives the bytes of image file k. It is called in other processes (forked), and raises OSError.
+        read_mask: The same of the masks, in segmentation.
+        mask_values: In segmentation, the value that each class has in the masks.
+        left_out: Files that are none of its images.
+    """
+
+    name: str
+    classes: list[str]
+    ids: Sequence[str]
+    labels: NDArray[np.int64]
+    splits: Sequence[str | None]
+    read: Callable[[int], bytes]
+    groups: Sequence[str] | None = None
+    read_mask: Callable[[int], bytes] | None = None
+    mask_values: list[int] | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
