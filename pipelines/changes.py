@@ -28,9 +28,9 @@ def data_version(root: Path) -> tuple[str, str]:
 
 def _lines(root: Path, source: str) -> Iterator[str]:
     kind, _, path = source.partition(":")
-    if kind not in ("folder", "npz"):
+    if kind not in ("folder", "npz", "csv"):
         return
-    start = root / path
+    start = (root / path).parent if kind == "csv" else root / path  # its images are beside it
     controlled = [*start.parent.glob(f"{start.name}.dvc"), *(start.rglob("*.dvc") if start.is_dir() else [])]
     if not controlled and start.exists():
         for file in [str(start)] if start.is_file() else _walk(str(start)):

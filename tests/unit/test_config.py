@@ -103,14 +103,26 @@ def test_every_key_is_required(load):
         ("seed", -1),
         ("seed", 2**32),
         ("seed", 0.5),
-        ("task", "segmentation"),
+        ("task", "detection"),
         ("data__source", "folder:"),
         ("data__source", "digit"),
-        ("data__source", "huggingface:mnist"),
+        ("data__source", "huggingface:"),
+        ("data__source", "digits:8"),
+        ("data__source", "kaggle:mnist"),
         ("data__val_fraction", 0),
         ("data__val_fraction", 1),
         ("data__test_fraction", -0.1),
-        ("data__min_decodable", 1.1),
+        ("data__resize_on_prepare", 0),
+        ("data__void_index", 256),
+        ("data__expectations__decodable__min_share", 1.1),
+        ("data__expectations__copies__severity", "error"),
+        ("data__expectations__class_count__min_images", 0),
+        ("data__expectations__classes__names", ["cat"]),
+        ("data__expectations__imbalance__max_ratio", 0.5),
+        ("data__expectations__drift__max_ks", 1.1),
+        ("loader__workers", -1),
+        ("loader__cache", "always"),
+        ("loader__cache_gib", 0),
         ("encoder__name", 5),
         ("encoder__pretrained", "maybe"),
         ("encoder__channels", 2),
@@ -130,7 +142,6 @@ def test_every_key_is_required(load):
         ("pretrain__warmup_epochs", -1),
         ("pretrain__clip_grad_norm", 0),
         ("pretrain__freeze_encoder", 7),
-        ("pretrain__workers", -1),
         ("pretrain__schedule", "linear"),
         ("pretrain__precision", "fp8"),
         ("pretrain__layer_decay", 0),
@@ -199,7 +210,10 @@ def test_a_value_out_of_range_names_key_value_and_expectation(load, key, value):
 def test_messages_say_what_was_expected(load):
     assert message_of(load, encoder__image_size=0) == ["encoder.image_size: got 0, expected greater than or equal to 1"]
     assert message_of(load, objective__scale="x") == ["objective.scale: got 'x', expected 'group' or 'none'"]
-    assert message_of(load, data__source="x") == ["data.source: got 'x', expected one of digits, folder:PATH, npz:PATH"]
+    assert message_of(load, data__source="x") == [
+        "data.source: got 'x', expected one of digits, folder:PATH, npz:PATH, csv:PATH, huggingface:NAME, "
+        "torchvision:NAME"
+    ]
 
 
 def test_an_element_of_a_list_is_named_by_its_place(load):
@@ -260,7 +274,15 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("data__source", "folder:/some/where"),
         ("data__source", "npz:C:/data.npz"),
         ("data__val_fraction", 1e-9),
-        ("data__min_decodable", 0),
+        ("data__source", "csv:images.csv"),
+        ("data__source", "huggingface:user/set:config"),
+        ("data__source", "torchvision:MNIST"),
+        ("task", "segmentation"),
+        ("data__resize_on_prepare", 256),
+        ("data__void_index", 255),
+        ("data__expectations__decodable__min_share", 0),
+        ("data__expectations__classes__names", ["cat", "dog"]),
+        ("data__expectations__contrast__min_std", 0),
         ("encoder__crop_pct", 1),
         ("encoder__args", {"anything": [1, {"goes": True}]}),
         ("pretrain__batch_size", 2),
@@ -328,7 +350,7 @@ def test_a_missing_file(tmp_path, monkeypatch):
 
 def test_blocks_have_every_setting_of_the_recipe_and_its_value_where_there_is_a_default():
     """What changes the result by default would be a surprise."""
-    of_batches = {"batch_size", "augmentation", "workers"}
+    of_batches = {"batch_size", "augmentation"}
     settings = {field.name: field.default for field in fields(Recipe)}
     assert set(PARAMS["finetune"]) - of_batches == set(settings)
     assert set(PARAMS["pretrain"]) - of_batches == set(settings) - {"num_iterations"}
