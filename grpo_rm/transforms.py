@@ -64,10 +64,8 @@ def open_image(data: bytes) -> Image.Image:
     opened = Image.open(io.BytesIO(data), formats=FORMATS)
     pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
     most = MAX_PIXELS // image_cost.pixel_cost(opened)
-    if not 0 < pixels <= most:
-        raise ImageError(
-            f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at least 1 and at most {most:,}"
-        )
+    if pixels > most:
+        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
     if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
         raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
@@ -84,7 +82,8 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("I").point(lambda value: value / 256)
     mode = "L" if channels == 1 else "RGB"
     image.load()
-    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
+    image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    return image if image.mode == mode else image.convert(mode)
 
 
 def open_mask(data: bytes) -> Image.Image:

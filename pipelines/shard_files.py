@@ -62,7 +62,7 @@ def plan(
     shards: list[PlannedShard] = []
     for split in SPLITS:
         rows = np.flatnonzero(is_good & np.array([other == split for other in splits], dtype=bool))
-        ids = [source.ids[row] for row in rows]
+        ids = [source.ids[row] for row in rows.tolist()]
         for number, part in enumerate(plan_shards(ids, sizes[rows]) if ids else []):
             mine = rows[part.start : part.stop]
             own_digests = [digests[row] for row in mine.tolist()]
