@@ -79,11 +79,12 @@ def assign_splits(
     parts = _divide(made)
     for split, (low, high) in parts.items():
         targets[(low <= places) & (places < high)] = split
-    splits = np.where(rows.decided == UNDECIDED, targets[units], rows.decided)[:count]
+    now = np.where(rows.decided == UNDECIDED, targets[units], rows.decided)[:count]
     readable = np.array([bool(hash_) for hash_ in hashes], dtype=bool)
-    for unit, split in _cover(source, splits, units[:count], readable, places=places, parts=parts).items():
-        splits[units[:count] == unit] = split
-    if len(rows.decided) > count:
+    for unit, split in _cover(source, now, units[:count], readable, places=places, parts=parts).items():
+        targets[unit] = split
+    splits = np.where(rows.decided == UNDECIDED, targets[units], rows.decided)[:count]
+    if len(rows.decided) > count:  # what is gone may have linked images that are not alike
         firsts = find_near_duplicates(rows.hashes[:count])
     near = [source.ids[first] if first != index else "" for index, first in enumerate(firsts.tolist())]
     return [SPLITS[split] for split in splits.tolist()], near
@@ -194,6 +195,6 @@ def _too_few(name: str, classes: list[str], missing: dict[int, tuple[int, int]],
     return (
         f"{len(missing)} class(es) of {name} cannot be in each of {', '.join(SPLITS[split] for split in splits)}: "
         f"{', '.join(counts[:10])}; expected at least {len(splits)} units of images that can be decoded (copies, "
-        f"near-duplicates and images of one group are one unit), not all of them in one split already. Add images that "
-        f"belong to no other, or remove the class; or delete data/prepared, so that no image has a split from before"
+        f"near-duplicates and images of one group are one unit), not all in one split from before. Add images that "
+        f"belong to none of these, or remove the class; or delete data/prepared to make all splits anew"
     )
