@@ -6,6 +6,12 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+# Distances measured, 50 % and 99 % of the copies of 1,000 images of Tiny-ImageNet (64 x 64), and the same of 234 frames
+# of CamVid (240 x 180): JPEG quality 75: 0, 4; 2, 4. Quality 50: 6, 18; 2, 6. Half the size: 4, 8; 2, 4. Half the size
+# and quality 75: 10, 30; 2, 6. Brightness x 1.15: 4, 18; 8, 20. (2 % cut off each edge: 30, 50; 30, 44: not found.)
+# The nearest other image is at 56 or more in Tiny-ImageNet (n = 4,583, of 27,493), at 26 or more in digits (n = 1,797).
+# Largest sets at 24: 23 of 70,000 in Fashion-MNIST (118 sets), 34 of 701 frames in CamVid (20 sets; a clip with the car
+# at rest); at 32 they would be 86 and 61.
 THRESHOLD = 24
 NO_HASH = bytes(32)
 _SIDE, _FREQUENCIES, _BITS, _BAND = 64, 16, 256, 16
@@ -49,13 +55,13 @@ def perceptual_hash(image: Image.Image) -> bytes:
 def find_near_duplicates(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the first image (smallest index) of each image's set of near-duplicates; itself where it is alone.
 
-    Two images are linked where their hashes differ in at most 24 of 256 bits, and a set is all that is connected by
-    links: no two images that close are ever in two sets, but the ends of a chain can be further apart. (Sets stay
-    small: see docs. Linking to the first image alone would tear close images apart.)
+    Two images are linked where their hashes differ in at most 24 of 256 bits, and a set is all that links connect:
+    its ends can be further apart, but images that close are never in two sets, so no split can tear them apart.
 
     Images are sorted 16 times, each time from another 16 bits on, and compared with the 64 next ones. Two hashes that
-    differ in at most 15 bits agree in one of the 16 parts; they are found for sure unless more than 64 others share
-    those 16 bits. Of those that differ in 24 bits 99.9 % are found.
+    differ in at most 15 bits agree in one of the 16 parts: they are found for sure unless more than 64 others share
+    it. Of those that differ in 24, 99.9 % were found among 1,000,000, in 11 s and 0.3 GB; of the 179 pairs in
+    Fashion-MNIST all.
 
     Args:
         hashes: (N, 4): 256 bits each. All zeros is no hash: near to none.
