@@ -143,9 +143,10 @@ class Files(_Column[bytes]):
         shard = bisect_right(self._starts, index) - 1
         offset, size = int(self._offsets[index]), int(self._sizes[index])
         data = self._map(shard)
-        if int.from_bytes(data[offset - LENGTH : offset], "little") != size:
+        image = bytes(data[offset : offset + size])
+        if int.from_bytes(data[offset - LENGTH : offset], "little") != size or len(image) != size:
             raise _damage(self._paths[shard])
-        return bytes(data[offset : offset + size])
+        return image
 
     def _map(self, shard: int) -> memoryview:
         if shard not in self._maps:
