@@ -7,6 +7,7 @@ Any Parquet reader can read them. Written as they are here, uncompressed and wit
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def plan_shards(ids: Sequence[str], sizes: Sequence[int] | NDArray[np.int64]) ->
         candidate = np.searchsorted(candidates, np.searchsorted(ends, least) + 1)
         following = candidates[candidate] if candidate < len(candidates) else len(ends)
         start = max(start + 1, int(min(following, np.searchsorted(ends, most, side="right"))))
-    return [range(*bounds) for bounds in zip(starts, [*starts[1:], len(ends)], strict=True)]
+    return [range(*bounds) for bounds in pairwise([*starts, len(ends)])]
 
 
 def _hashes(ids: Sequence[str]) -> NDArray[np.float64]:

@@ -89,7 +89,7 @@ def test_an_interrupted_training_goes_on(workspace):
     reference = {name: (workspace.root / name).read_bytes() for name in names}
     provenance = json.loads((workspace.root / MODEL / "training.json").read_text())
     assert is_finished(checkpoints)
-    workspace.set(finetune__workers=2)
+    workspace.set(loader__workers=2)
     began = int(time.time() * 1000)
     runs = f"select run_uuid, status from runs where name = 'finetune@grpo_rm' and start_time > {began}"
 
@@ -110,7 +110,6 @@ def test_an_interrupted_training_goes_on(workspace):
 
     assert "  resumes at epoch " in workspace.succeed(*COMMAND)
     assert {name: (workspace.root / name).read_bytes() for name in names} == reference
-    provenance["parameters"]["finetune"]["workers"] = 2
     assert (workspace.root / MODEL / "training.json").read_text() == json.dumps(provenance, indent=2) + "\n"
     assert is_finished(checkpoints)
     assert query(workspace, runs) == [(run, "FINISHED")]
@@ -186,7 +185,7 @@ def test_a_reward_that_changed_starts_the_training_anew(workspace):
     text = (workspace.root / "params.yaml").read_text()
     own = "    accuracy: 1.0\n    data.rewards.example:ordinal_reward: 0.5\n"
     (workspace.root / "params.yaml").write_text(text.replace("    accuracy: 1.0\n", own))
-    workspace.set(finetune__workers=2)
+    workspace.set(loader__workers=2)
     signal_after(workspace, 1, signal.SIGTERM)
     reward.write_text(reward.read_text() + "\n# changed\n")
     output = workspace.succeed(*COMMAND)

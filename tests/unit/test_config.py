@@ -130,7 +130,7 @@ def test_every_key_is_required(load):
         ("pretrain__warmup_epochs", -1),
         ("pretrain__clip_grad_norm", 0),
         ("pretrain__freeze_encoder", 7),
-        ("pretrain__workers", -1),
+        ("loader__workers", -1),
         ("pretrain__schedule", "linear"),
         ("pretrain__precision", "fp8"),
         ("pretrain__layer_decay", 0),
@@ -328,7 +328,7 @@ def test_a_missing_file(tmp_path, monkeypatch):
 
 def test_blocks_have_every_setting_of_the_recipe_and_its_value_where_there_is_a_default():
     """What changes the result by default would be a surprise."""
-    of_batches = {"batch_size", "augmentation", "workers"}
+    of_batches = {"batch_size", "augmentation"}
     settings = {field.name: field.default for field in fields(Recipe)}
     assert set(PARAMS["finetune"]) - of_batches == set(settings)
     assert set(PARAMS["pretrain"]) - of_batches == set(settings) - {"num_iterations"}
