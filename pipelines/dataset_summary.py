@@ -21,6 +21,19 @@ def is_usable(manifest: pa.Table) -> NDArray[np.bool_]:
     return usable
 
 
+def check_readable(source: Source, errors: pa.ChunkedArray) -> None:
+    """Refuse a source without a single image.
+
+    Raises:
+        ValueError: Nothing of it can be decoded.
+    """
+    if pc.all(pc.not_equal(errors, "")).as_py():
+        first = "".join(
+            f"; {id_!r}: {error}" for id_, error in zip(source.ids[:1], errors[:1].to_pylist(), strict=True)
+        )
+        raise ValueError(f"none of the {len(errors)} files of {source.name} can be decoded{first}")
+
+
 def summarize(
     source: Source, manifest: pa.Table, *, origin: str, split: dict[str, float], void_index: int | None
 ) -> dict[str, Any]:
@@ -36,7 +49,7 @@ def summarize(
     train = np.stack([good[name].filter(is_train).to_numpy().astype(np.float64) for name in STATISTICS], axis=1)
     if not len(train):
         raise ValueError(
-            f"none of the {len(manifest)} files of {source.name} is a readable training image"
+            f"none of the {len(manifest)} images of {source.name} is a training image that can be used"
             + "".join(f"; {line}" for line in _examples(manifest, "decode_error")[:1])
         )
     mean, square = train[:, :3].mean(axis=0), (train[:, :3] ** 2 + train[:, 3:] ** 2).mean(axis=0)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from grpo_rm.config import load_config
 from pipelines import shard_files
-from pipelines.dataset_summary import is_usable, print_summary, summarize
+from pipelines.dataset_summary import check_readable, is_usable, print_summary, summarize
 from pipelines.description import IMAGE_COLUMNS, MASK_COLUMNS, describe_rows
 from pipelines.replacement import replacing, sync
 from pipelines.shard_files import ChangedFileError, PlannedShard
@@ -69,6 +69,7 @@ def prepare(
     settings = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     with replacing(output) as partial:
         described = describe(source, shorter_side=shorter_side, void_index=void_index)
+        check_readable(source, described["decode_error"])
         former = read_former(output, origin=origin, split=settings)
         digests, hashes = described["sha256"].to_pylist(), _to_bytes(described["perceptual_hash"])
         splits, firsts = assign_splits(

@@ -1,5 +1,6 @@
 """The prepared format: manifest, shards, dataset.json; written again, only what changed is new."""
 
+import dataclasses
 import io
 import json
 
@@ -166,11 +167,12 @@ def test_statistics_are_those_of_what_training_sees(tmp_path):
 
 
 def test_statistics_of_a_constant_image_are_exact(tmp_path):
-    files = {f"{'ab'[index % 2]}/{index}.png": encode(np.full((251, 97, 3), 77, np.uint8)) for index in range(10)}
-    prepare_made(made(files), tmp_path / "out")
-    manifest = read_manifest(tmp_path / "out")
-    assert (manifest.mean_r == np.float32(77 / 255)).all()
-    assert (manifest.std_g == 0).all()
+    values = [0, 77, 100, 255]
+    files = {f"cat/constant {value}.png": encode(np.full((251, 97, 3), value, np.uint8)) for value in values}
+    prepare_made(made(pets() | files), tmp_path / "out")
+    rows = read_manifest(tmp_path / "out").loc[sorted(files)]
+    assert rows.mean_r.tolist() == [np.float32(value / 255) for value in sorted(values, key=str)]
+    assert (rows.std_g == 0).all()
 
 
 def test_one_class_is_refused(tmp_path):
@@ -179,11 +181,20 @@ def test_one_class_is_refused(tmp_path):
 
 
 def test_no_readable_training_image_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"none of the 20 files of made is a readable training image; 'cat/00\.png': the"
-    ):
-        prepare_made(made(dict.fromkeys(pets(10), b"no image")), tmp_path / "prepared")
+    with pytest.raises(ValueError, match=r"none of the 20 files of made can be decoded; 'cat/00\.png': the"):
+        prepare_made(made({name: data[8:] for name, data in pets(10).items()}), tmp_path / "prepared")
     assert [path.name for path in tmp_path.iterdir()] == ["prepared.lock"]
+
+
+def test_no_training_image_is_refused(tmp_path):
+    files = pets(10)
+    splits = [("train", "val", "test")[index % 3] for index in range(20)]
+    bad = {
+        name: data[8:] if split == "train" else data for (name, data), split in zip(files.items(), splits, strict=True)
+    }
+    source = dataclasses.replace(made(bad), splits=splits)
+    with pytest.raises(ValueError, match="made"):
+        prepare_made(source, tmp_path / "prepared")
 
 
 def test_preparing_twice_gives_the_same_bytes(tmp_path):
