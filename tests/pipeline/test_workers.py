@@ -1,5 +1,6 @@
 """Work in several processes: in order, with errors as they were, and without waiting for a process that is gone."""
 
+import faulthandler
 import itertools
 import logging
 import os
@@ -14,6 +15,11 @@ import pytest
 from image_sets import encode, made, noise, pets, prepare_made, tree
 
 from pipelines.workers import LostProcessError, count_processors, map_in_processes, mark
+
+
+def end(number: int) -> None:
+    faulthandler.disable()  # pytest's, which would tell of it
+    os.kill(os.getpid(), number)
 
 
 def test_results_come_in_order():
@@ -71,7 +77,7 @@ def test_a_lost_process_is_told_with_its_place(number):
     def work(task):
         mark(task)
         if task == 17:
-            os.kill(os.getpid(), number)
+            end(number)
         return task
 
     results = []
@@ -93,7 +99,7 @@ def test_warnings_and_logs_stay_silent(capfd):
 def test_prepare_names_the_file_that_a_process_was_at(tmp_path):
     prepare_made(made(pets()), tmp_path / "prepared")
     before = tree(tmp_path / "prepared")
-    files = pets() | {"cat/evil.png": lambda: os.kill(os.getpid(), signal.SIGSEGV)}
+    files = pets() | {"cat/evil.png": lambda: end(signal.SIGSEGV)}
     with pytest.raises(
         ValueError, match=r"crashed or was killed, at one of: .*'cat/evil\.png'.*If it was killed because"
     ):
