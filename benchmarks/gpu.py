@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -22,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import loop, subjects
 from benchmarks.loop import GPU_SUBJECT, STEPS, TURN, Clock, Subject, finished
-from grpo_rm import datasets
 from grpo_rm.datasets import Batch, Batches, read_split
 from grpo_rm.losses import GrpoRmLoss
 from grpo_rm.transforms import Pixels, training_view
+from pipelines.shards import ShardRow, write_shard
 
 SUBJECTS = [GPU_SUBJECT, replace(GPU_SUBJECT, encoder="vit_base_patch16_224")]
 TURNS, WARM_UP_TURNS = 10, 2
@@ -96,11 +94,10 @@ def flops_per_image(subject: Subject) -> float:
 def write_parquet(prepared: Path) -> None:
     """Write a training split of JPEG files as stage prepare does."""
     files = subjects.image_files(subjects.SUBJECTS[0])
-    images = [{"bytes": files[number % len(files)], "path": f"{number}.jpg"} for number in range(FILES)]
-    labels = np.random.default_rng(0).integers(0, GPU_SUBJECT.num_classes, FILES)
-    table = pa.table({"id": [str(number) for number in range(FILES)], "image": images, "label": labels})
+    labels = np.random.default_rng(0).integers(0, GPU_SUBJECT.num_classes, FILES).tolist()
+    rows = [ShardRow(f"{number:05d}.jpg", files[number % len(files)], label) for number, label in enumerate(labels)]
     (prepared / "train").mkdir(parents=True)
-    pq.write_table(table, prepared / "train/00000.parquet")
+    write_shard(prepared / "train/00000.parquet", rows, classes=[], key="")
 
 
 @dataclass
@@ -111,7 +108,6 @@ class Endless:
     subject: Subject
 
     def __enter__(self) -> "Endless":
-        datasets.CACHE_LIMIT, self.limit = 0, datasets.CACHE_LIMIT  # every image is decoded each time
         self.batches = Batches(
             read_split(self.prepared, "train"),
             self._view,
@@ -119,12 +115,12 @@ class Endless:
             batch_size=self.subject.batch_size,
             is_training=True,
             workers=len(os.sched_getaffinity(0)),
+            cache_gib=0,  # every image is decoded each time
         )
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-        datasets.CACHE_LIMIT = self.limit
 
     def __len__(self) -> int:
         return STEPS

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from grpo_rm.shards import Files, Ids, open_shard
 from grpo_rm.transforms import Pixels, decode
 
 Key = tuple[int, int]  # epoch, index
@@ -27,15 +27,15 @@ Batch = tuple[Tensor, Tensor]  # images (B, H, W, C) uint8, labels (B,) int64
 View = Callable[[Image.Image, np.random.Generator], Pixels]
 
 AUGMENTATION = 1  # its random numbers are others than those of the order
-CACHE_LIMIT = 2**30  # bytes of decoded pixels that are kept in memory
+PIXEL_BYTES = {1: 1, 3: 4}  # of a decoded image with as many channels, as Pillow has it in memory
 
 
 @dataclass(frozen=True)
 class Split:
     """One split of the prepared data. `ids`, `files` and `labels` have one entry per image, in one order."""
 
-    ids: list[str]
-    files: list[bytes]
+    ids: Sequence[str]
+    files: Sequence[bytes]
     labels: NDArray[np.int64]
 
 
@@ -49,33 +49,26 @@ def read_dataset(prepared: Path) -> dict[str, Any]:
 
 
 def read_split(prepared: Path, name: str) -> Split:
-    """Read all shards of the split `name` ("train", "val" or "test").
+    """Open all shards of the split `name` ("train", "val" or "test"). An image is read when it is asked for.
 
     Raises:
         FileNotFoundError: The split has no shard.
+        ValueError: A shard was not written by stage prepare, or is of a segmentation set.
     """
-    ids: list[str] = []
-    files: list[bytes] = []
-    labels: list[int] = []
-    for shard in _shards(prepared, name):
-        # in small batches: a whole column of bytes would be in memory several times, and 2 GiB of it cannot be read
-        for rows in pq.ParquetFile(shard).iter_batches(256, columns=["id", "image.bytes", "label"]):
-            ids += rows["id"].to_pylist()
-            files += rows["image"].field("bytes").to_pylist()
-            labels += rows["label"].to_pylist()
-    return Split(ids, files, np.array(labels, dtype=np.int64))
+    shards = [open_shard(path) for path in _paths(prepared, name)]
+    return Split(Ids(shards), Files(shards), np.concatenate([shard.labels for shard in shards]))
 
 
 def read_ids(prepared: Path, name: str) -> list[str]:
     """Read the ids of a split alone, in the order of `read_split`."""
-    return [id_ for shard in _shards(prepared, name) for id_ in pq.read_table(shard, columns=["id"])["id"].to_pylist()]
+    return list(Ids([open_shard(path) for path in _paths(prepared, name)]))
 
 
-def _shards(prepared: Path, name: str) -> list[Path]:
-    shards = sorted((prepared / name).glob("*.parquet"))
-    if not shards:
+def _paths(prepared: Path, name: str) -> list[Path]:
+    paths = sorted((prepared / name).glob("*.parquet"))
+    if not paths:
         raise FileNotFoundError(f"no Parquet file in {prepared / name}: run `dvc repro prepare` first")
-    return shards
+    return paths
 
 
 class _Images(Dataset[Batch]):
@@ -102,7 +95,7 @@ class _Images(Dataset[Batch]):
         if index in self.decoded:
             return self.decoded[index]
         image = decode(self.split.files[index], channels=self.channels)
-        size = image.width * image.height * self.channels
+        size = image.width * image.height * PIXEL_BYTES[self.channels]
         if self.cached_bytes + size <= self.cache_limit:
             self.cached_bytes += size
             self.decoded[index] = image
@@ -165,7 +158,8 @@ class Batches:
         batch_size: Images per batch, of all processes together; all images where the split has fewer.
         seed: Of the order and the augmentation.
         is_training: Shuffle, and drop the last, incomplete batch.
-        workers: Processes that decode; 0 decodes in this one. Together they keep up to 1 GiB of decoded images.
+        workers: Processes that decode; 0 decodes in this one.
+        cache_gib: GiB of decoded images that they keep in memory, all of them together; 0 keeps none.
         rank: Which process of the training this is.
         processes: How many there are. Each gets its part of every batch; outside of training, of the split.
 
@@ -183,10 +177,12 @@ class Batches:
         seed: int = 0,
         is_training: bool = False,
         workers: int = 0,
+        cache_gib: float = 1.0,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        images = _Images(split, view, channels=channels, seed=seed, cache_limit=CACHE_LIMIT // max(1, workers))
+        cache_limit = int(cache_gib * 2**30) // max(1, workers)
+        images = _Images(split, view, channels=channels, seed=seed, cache_limit=cache_limit)
         if len(images) < processes:
             raise ValueError(
                 f"{len(images)} images for {processes} processes, expected one for each: use fewer processes"

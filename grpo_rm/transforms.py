@@ -1,29 +1,124 @@
-"""Image files to arrays. Pillow alone, so that a server without torch can do exactly the same."""
+"""Image files to arrays. Pillow alone, so that a server without torch can do exactly the same.
+
+One rule for each kind of image file; `decode` gives 8 bits per channel, gray or RGB:
+
+| file | what is used |
+| --- | --- |
+| gray, RGB | as it is; gray to RGB three times the same, RGB to gray by ITU-R 601-2 |
+| 1 bit | black 0, white 255 |
+| palette | the colors that it names |
+| alpha or a transparent color | dropped: the colors below it, as in torchvision and timm |
+| 16 bits, gray | divided by 256, so 0 to 65535 becomes 0 to 255; what has 16 bits in color, Pillow reads so itself |
+| 32 bits, whole numbers or floats | refused: nobody knows their range |
+| CMYK, YCbCr | as Pillow converts them, color profiles aside |
+| EXIF orientation | turned upright |
+| animated | the first frame |
+| TIFF of several pages, MPO | the first page or picture |
+| of another format, damaged, without pixels, or too costly to decode | refused |
+"""
 
 import io
+import re
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from grpo_rm import image_cost
 
 Pixels = NDArray[np.uint8]  # (size, size, channels)
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Pillow decodes these itself; for others, such as EPS, it starts programs. Names of files say nothing.
+FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 64_000_000  # 192 MB as RGB; more than a camera of 50 megapixels gives
+MASK_MODES = ("1", "L", "P")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+
+
+class ImageError(ValueError):
+    """A file that cannot be used; the message is one line, and the same at each run."""
 
 
 def decode(data: bytes, *, channels: int) -> Image.Image:
     """Decode an image file, turn it upright by its EXIF orientation, and convert it to gray (1) or RGB (3).
 
+    The file may come from anyone: what would cost too much is refused before it is decoded.
+
     Raises:
-        OSError: It is no image, or a damaged one.
-        ValueError: It has 32 bits per pixel, of which nobody knows the range.
+        ImageError: It is no image, a damaged one, one that costs too much, or has 32 bits per channel.
     """
-    image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    try:
+        return convert(open_image(data), channels)
+    except Exception as error:  # a damaged file makes Pillow's parsers raise anything
+        refuse(error)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Read the header of an image file, and refuse what costs too much before any memory is taken."""
+    if (parts := image_cost.count_parts(data)) > image_cost.MAX_PARTS:
+        raise ImageError(
+            f"the file has {parts:,} parts or more, expected at most {image_cost.MAX_PARTS:,}: save it anew"
+        )
+    opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
+    most = MAX_PIXELS // image_cost.pixel_cost(opened)
+    if pixels > most:
+        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
+    if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
+        raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
+    if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
+        raise ImageError(f"this kind of {opened.format} is slow to decode, and has more than 1 MiB: save it as PNG")
+    return opened
+
+
+def convert(image: Image.Image, channels: int) -> Image.Image:
+    """Turn an opened image upright, and convert it to gray (1) or RGB (3)."""
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would take its memory once more
     if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit image (mode {image.mode}), expected 8 or 16 bits per channel: convert it")
+        raise ImageError(f"32-bit image (mode {image.mode}), expected 8 or 16 bits per channel: convert it")
     if image.mode.startswith("I;16"):  # Pillow would cut 16-bit gray off at 255 instead of scaling it
         image = image.convert("I").point(lambda value: value / 256)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image.load()
+    image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    return image if image.mode == mode else image.convert(mode)
+
+
+def open_mask(data: bytes) -> Image.Image:
+    """Decode a mask, whose values say the class of each pixel: one channel of 1, 8 or 16 bits, or indices of a palette.
+
+    It is turned upright by its EXIF orientation, as images are.
+
+    Raises:
+        ImageError: It is none: several channels, a format that loses values, or no image that can be decoded.
+    """
+    try:
+        mask = open_image(data)
+        if mask.format in LOSSY_FORMATS:
+            raise ImageError(f"the mask is a {mask.format}, which changes values: save it anew as PNG, from the source")
+        if mask.mode not in MASK_MODES and not mask.mode.startswith("I;16"):
+            raise ImageError(f"the mask has mode {mask.mode}, expected one channel: gray (8 or 16 bits) or a palette")
+        ImageOps.exif_transpose(mask, in_place=True)
+        mask.load()
+    except Exception as error:  # as in `decode`
+        refuse(error)
+    return mask
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Raise what went wrong with a file as an ImageError."""
+    if isinstance(error, ImageError):
+        raise error
+    raise ImageError(f"the image cannot be decoded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own message shows an address in memory
+        return f"it is none of {', '.join(sorted(FORMATS))}"
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "...", line)
 
 
 def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpolation: str) -> Pixels:

@@ -1,12 +1,13 @@
 """Batches of the prepared data as a saved model wants them."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from grpo_rm.config import Training
+from grpo_rm.config import Loader, Training
 from grpo_rm.datasets import Batches, Split, View, read_split
 from grpo_rm.model import ModelConfig
 from grpo_rm.transforms import Pixels, evaluation_view, training_view
@@ -30,10 +31,16 @@ class TrainingBatches(NamedTuple):
 
 
 def training_batches(
-    model: ModelConfig, training: Training, *, seed: int, rank: int = 0, processes: int = 1
+    model: ModelConfig, training: Training, loader: Loader, *, seed: int, rank: int = 0, processes: int = 1
 ) -> TrainingBatches:
-    """Return the part that process `rank` of several has in the batches of a training."""
-    images, plain = read_split(PREPARED, "train"), _evaluation_view(model)
+    """Return the part that process `rank` of several has in the batches of a training.
+
+    They share the memory for decoded images, each by its number of images, and with the other processes of the machine.
+    """
+    train, val, plain = read_split(PREPARED, "train"), read_split(PREPARED, "val"), _evaluation_view(model)
+    has_gallery = training.knn_every > 0 or model.head == "prototypes"
+    cached = len(val.files) + len(train.files) * (2 if has_gallery else 1)
+    gib_per_image = _cache_gib(loader) / int(os.environ.get("LOCAL_WORLD_SIZE", processes)) / cached
 
     def create(split: Split, view: View, *, batch_size: int, is_training: bool = False) -> Batches:
         return Batches(
@@ -43,22 +50,33 @@ def training_batches(
             batch_size=batch_size,
             seed=seed,
             is_training=is_training,
-            workers=training.workers,
+            workers=loader.workers,
+            cache_gib=gib_per_image * len(split.files),
             rank=rank,
             processes=processes,
         )
 
     return TrainingBatches(
-        create(images, _training_view(model, training), batch_size=training.batch_size, is_training=True),
-        create(read_split(PREPARED, "val"), plain, batch_size=EVALUATION_BATCH),
-        create(images, plain, batch_size=EVALUATION_BATCH),
+        create(train, _training_view(model, training), batch_size=training.batch_size, is_training=True),
+        create(val, plain, batch_size=EVALUATION_BATCH),
+        create(train, plain, batch_size=EVALUATION_BATCH),
     )
 
 
-def evaluation_batches(model: ModelConfig, split: str) -> Batches:
-    """Return the batches of a split in order, without augmentation."""
-    view = _evaluation_view(model)
-    return Batches(read_split(PREPARED, split), view, channels=model.channels, batch_size=EVALUATION_BATCH)
+def _cache_gib(loader: Loader) -> float:
+    return loader.cache_gib if loader.cache == "auto" else 0.0
+
+
+def evaluation_batches(model: ModelConfig, split: str, *, workers: int = 0) -> Batches:
+    """Return the batches of a split in order, without augmentation. They are read once, so nothing is kept."""
+    return Batches(
+        read_split(PREPARED, split),
+        _evaluation_view(model),
+        channels=model.channels,
+        batch_size=EVALUATION_BATCH,
+        workers=workers,
+        cache_gib=0,
+    )
 
 
 def _training_view(model: ModelConfig, training: Training) -> View:

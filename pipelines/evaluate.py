@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     outputs, measurements = {}, {}
     for name, directory in MODELS.items():
         print(f"evaluate: {name}", flush=True)
-        outputs[name] = predict_splits(directory)
+        outputs[name] = predict_splits(directory, workers=config.loader.workers)
         measurements[name] = measure(**outputs[name], ks=settings.knn_k, knn_temperature=settings.knn_temperature)
         write_predictions(outputs[name], REPORTS / "predictions" / f"{name}.parquet")
     candidate, control = measurements[CANDIDATE].scores, measurements[CONTROL].scores
@@ -70,7 +71,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     return evaluation
 
 
-def predict_splits(directory: Path) -> Outputs:
+def predict_splits(directory: Path, *, workers: int) -> Outputs:
     """Run a saved model over train, val and test, without augmentation."""
     from grpo_rm.checkpoint import load_model
     from grpo_rm.inference import best_device, predict
@@ -78,10 +79,11 @@ def predict_splits(directory: Path) -> Outputs:
 
     device = best_device()
     model = load_model(directory).to(device)
-    return {
-        split: predict(model, evaluation_batches(model.config, split).epoch(0), device=device)
-        for split in ("train", "val", "test")
-    }
+    outputs = {}
+    for split in ("train", "val", "test"):
+        with closing(evaluation_batches(model.config, split, workers=workers)) as batches:
+            outputs[split] = predict(model, batches.epoch(0), device=device)
+    return outputs
 
 
 def write_predictions(outputs: Outputs, path: Path) -> None:

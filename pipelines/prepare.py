@@ -1,183 +1,227 @@
-"""Stage prepare: any source to Parquet shards, a manifest with a row per image, and dataset.json."""
+"""Stage prepare: any source to Parquet shards, a manifest with a row per image, and dataset.json.
 
-import hashlib
-import io
+Preparing again keeps the split of each image that is still there, and the shards in which nothing changed.
+"""
+
+import contextlib
+import errno
+import functools
 import json
-import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
 from grpo_rm.config import load_config
-from grpo_rm.transforms import decode
-from pipelines.sources import SPLITS, Item, Source, open_source
+from pipelines import shard_files
+from pipelines.dataset_summary import check_readable, is_usable, print_summary, summarize
+from pipelines.description import IMAGE_COLUMNS, MASK_COLUMNS, describe_rows
+from pipelines.replacement import replacing, sync
+from pipelines.shard_files import ChangedFileError, PlannedShard
+from pipelines.sources import SPLITS, Source, open_source
 from pipelines.splits import assign_splits
 from pipelines.stage import run_stage
+from pipelines.workers import LostProcessError, map_in_processes
 
-MAX_SHARD_IMAGES, MAX_SHARD_BYTES = 5_000, 256 * 2**20
-GRAY_HASH_SIZE = (9, 8)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
-SHARD_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("label", pa.int64()),
-    ]
-)
-STATISTICS = [f"{name}_{channel}" for name in ("mean", "std") for channel in "rgb"]
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("label", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("perceptual_hash", pa.string()),
-        ("decode_error", pa.string()),
-        *((name, pa.float32()) for name in STATISTICS),
-    ]
-)
+CHUNK = 128  # images that a process describes at a time
+ROW_BYTES, MANIFEST_ROW_BYTES = 200, 400  # of a shard beside its files, and of the manifest: about, and rather more
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FORMER_COLUMNS = ["id", "split", "label", "group", "sha256", "perceptual_hash", "near_duplicate_of", "decode_error"]
+LEFT_OUT_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
-def prepare(source: Source, output: Path, *, val_fraction: float, test_fraction: float, seed: int, origin: str) -> None:
+def prepare(
+    source: Source,
+    output: Path,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    origin: str,
+    shorter_side: int | None = None,
+    void_index: int | None = None,
+) -> None:
     """Write the prepared data. `output` is replaced as a whole when all is written.
 
+    Args:
+        source: Images and labels, or masks.
+        output: A folder; what is there is the earlier version of the data.
+        val_fraction: As in `assign_splits`.
+        test_fraction: As in `assign_splits`.
+        seed: As in `assign_splits`.
+        origin: What the source was opened by.
+        shorter_side: In pixels, that larger images are resized to.
+        void_index: The value in masks that is no class.
+
     Raises:
-        ValueError: There is one class only, or a class has too few images.
+        ValueError: There is one class only, or a class has too few images; or a file changed meanwhile.
+        OSError: A file cannot be read, or the disk is full.
     """
     if len(source.classes) < 2:
         raise ValueError(f"{source.name} has one class, {source.classes[0]!r}; expected at least 2")
-    rows = [describe(item) for item in tqdm(source.items, desc="read", unit=" images", disable=None)]
-    splits = assign_splits(
-        source, [row["sha256"] for row in rows], val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
-    )
-    for row, split in zip(rows, splits, strict=True):
-        row["split"] = split
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for split in SPLITS:
-        good = [
-            item
-            for item, row in zip(source.items, rows, strict=True)
-            if row["split"] == split and not row["decode_error"]
-        ]
-        write_shards(good, partial / split)
-    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), partial / "manifest.parquet")
-    split_by = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
-    description = summarize(source, rows, origin=origin, split=split_by)
-    (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
-    print(f"{source.name}: {len(rows):,} images, {len(source.classes)} classes -> {output}")
+    settings = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
+    with replacing(output) as partial:
+        described = describe(source, shorter_side=shorter_side, void_index=void_index)
+        check_readable(source, described["decode_error"])
+        former = read_former(output, origin=origin, split=settings)
+        digests, hashes = described["sha256"].to_pylist(), _to_bytes(described["perceptual_hash"])
+        splits, firsts = assign_splits(
+            source, digests, hashes, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, former=former
+        )
+        del digests, hashes, former
+        manifest = to_manifest(source, described, splits, firsts)
+        summary = summarize(source, manifest, origin=origin, split=settings, void_index=void_index)
+        shards = shard_files.plan(
+            source,
+            splits,
+            described["digest"].to_pylist(),
+            described["stored_bytes"].to_numpy(),
+            is_good=is_usable(manifest),
+            former=shard_files.find_shards(output),
+        )
+        write_all(source, partial, shards, manifest, summary, shorter_side=shorter_side)
+    print_summary(source, manifest, output)
+    kept = sum(shard.former is not None for shard in shards)
+    print(f"shards  {len(shards) - kept} written, {kept} kept")
 
 
-def describe(item: Item) -> dict[str, Any]:
-    """Return the manifest row of an item, without its split. A file that cannot be decoded has a `decode_error`."""
-    data = item.read()
-    row: dict[str, Any] = {
-        "id": item.id,
-        "label": item.label,
-        "width": 0,
-        "height": 0,
-        "mode": "",
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "perceptual_hash": "",
-        "decode_error": "",
-        **dict.fromkeys(STATISTICS, float("nan")),
-    }
+def describe(source: Source, *, shorter_side: int | None, void_index: int | None) -> pa.Table:
+    """Return a row for each image: the columns of `description`."""
+    count = len(source.ids)
+    work = functools.partial(describe_rows, source, shorter_side=shorter_side, void_index=void_index)
+    tasks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    return pa.concat_tables(_map(source, work, tasks, lambda table: len(table), "read", count))
+
+
+def _map(
+    source: Source,
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    count_images: Callable[[Result], int],
+    title: str,
+    total: int,
+) -> list[Result]:
+    """Work in all processes, behind a progress bar."""
+    results = []
     try:
-        mode = Image.open(io.BytesIO(data)).mode
-        image = decode(data, channels=3)  # as training will
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow names the buffer and its address, which would differ at every run
-        reason = re.sub(r" <_io\.BytesIO.*?>", "", f"{type(error).__name__}: {error}")
-        return row | {"decode_error": reason[:200]}
-    pixels = np.asarray(image, dtype=np.float32).reshape(-1, 3) / 255
-    statistics = np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)]).tolist()
-    return row | {
-        "width": image.width,
-        "height": image.height,
-        "mode": mode,
-        "perceptual_hash": difference_hash(image),
-        **dict(zip(STATISTICS, statistics, strict=True)),
+        with tqdm(total=total, desc=title, unit=" images", unit_scale=True, disable=None) as bar:
+            for result in map_in_processes(work, tasks):
+                results.append(result)
+                bar.update(count_images(result))
+    except LostProcessError as error:
+        names = ", ".join(repr(source.ids[place]) for place in error.places) or "none"
+        raise ValueError(
+            f"a process that read images crashed or was killed, at one of: {names}. If it was killed because memory "
+            "ran out, free some; else remove the file that cannot be read"
+        ) from None
+    except ChangedFileError as error:
+        raise ValueError(str(error)) from None
+    return results
+
+
+def read_former(output: Path, *, origin: str, split: dict[str, float]) -> pa.Table | None:
+    """Return the manifest of the earlier version of the data; None where there is none, or its splits are others."""
+    try:
+        summary = json.loads((output / "dataset.json").read_text(encoding="utf-8"))
+        if (summary["source"], summary["split"]) != (origin, split):
+            return None
+        return pq.read_table(output / "manifest.parquet", columns=FORMER_COLUMNS)
+    except FileNotFoundError:
+        return None
+    except (KeyError, ValueError) as error:  # of another version of this program, or damaged; Arrow's are ValueErrors
+        print(f"the earlier {output} cannot be read, so splits are made anew: {error}")
+        return None
+
+
+def _to_bytes(hashes: pa.ChunkedArray) -> list[bytes]:
+    return [bytes.fromhex(text) for chunk in hashes.chunks for text in chunk.to_pylist()]
+
+
+def to_manifest(source: Source, described: pa.Table, splits: Sequence[str], firsts: Sequence[str]) -> pa.Table:
+    """Return the manifest: what is known of each image."""
+    given: dict[str, tuple[Any, pa.DataType]] = {
+        "id": (source.ids, pa.string()),
+        "split": (splits, pa.string()),
+        "label": (source.labels, pa.int64()),
+        "group": (source.groups if source.groups is not None else [""] * len(splits), pa.string()),
+        "near_duplicate_of": (firsts, pa.string()),
     }
+    names = [name for name, _ in [*IMAGE_COLUMNS, *(MASK_COLUMNS if source.read_mask else [])]]
+    place = names.index("decode_error")
+    order = ["id", "split", "label", "group", *names[:place], "near_duplicate_of", *names[place:]]
+    return pa.table({name: pa.array(*given[name]) if name in given else described[name] for name in order})
 
 
-def difference_hash(image: Image.Image) -> str:
-    """Return 64 bits as 16 hex digits: whether brightness falls from each of 9 x 8 points to its right neighbor."""
-    gray = np.asarray(image.convert("L").resize(GRAY_HASH_SIZE, Image.Resampling.BOX))
-    return np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes().hex()
+def write_all(
+    source: Source,
+    partial: Path,
+    shards: Sequence[PlannedShard],
+    manifest: pa.Table,
+    summary: dict[str, Any],
+    *,
+    shorter_side: int | None,
+) -> None:
+    """Write all files of the prepared data.
 
-
-def write_shards(items: Iterable[Item], directory: Path) -> None:
-    """Write the files as they came, at most 5,000 or about 256 MiB a shard."""
-    directory.mkdir(parents=True)
-    rows: list[dict[str, Any]] = []
-    size, number = 0, 0
-    for item in items:
-        data = item.read()
-        if rows and (len(rows) == MAX_SHARD_IMAGES or size + len(data) > MAX_SHARD_BYTES):
-            _write_shard(rows, directory, number)
-            rows, size, number = [], 0, number + 1
-        rows.append({"id": item.id, "image": {"bytes": data, "path": item.id}, "label": item.label})
-        size += len(data)
-    if rows:
-        _write_shard(rows, directory, number)
-
-
-def _write_shard(rows: list[dict[str, Any]], directory: Path, number: int) -> None:
-    table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
-    pq.write_table(table, directory / f"{number:05d}.parquet", compression="none")
-
-
-def summarize(source: Source, rows: list[dict[str, Any]], *, origin: str, split: dict[str, float]) -> dict[str, Any]:
-    """Return dataset.json: classes, counts per split and class, and the channel statistics of the training images.
-
-    The standard deviation of a channel that is the same in all training images is given as 1: it is divided by.
+    Raises:
+        OSError: The disk has too little room; before anything is written, if that is known.
     """
-    good = [row for row in rows if not row["decode_error"]]
-    counts = {split: dict.fromkeys(source.classes, 0) for split in SPLITS}
-    for row in good:
-        counts[row["split"]][source.classes[row["label"]]] += 1
-    train = np.array([[row[name] for name in STATISTICS] for row in good if row["split"] == "train"]).reshape(-1, 6)
-    if not len(train):
-        raise ValueError(f"none of the {len(rows)} files of {source.name} is a readable training image")
-    mean, square = train[:, :3].mean(axis=0), (train[:, :3] ** 2 + train[:, 3:] ** 2).mean(axis=0)
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    return {
-        "task": "classification",
-        "name": source.name,
-        "source": origin,
-        "classes": source.classes,
-        "counts": counts,
-        "split": split,
-        "mean": mean.round(6).tolist(),
-        "std": np.where(std < 1e-4, 1.0, std).round(6).tolist(),
-    }
+    new = [shard for shard in shards if shard.former is None]
+    needed = sum(shard.size + ROW_BYTES * len(shard.rows) for shard in new) + MANIFEST_ROW_BYTES * len(manifest)
+    with _enough_room(partial, needed):
+        for split in SPLITS:
+            (partial / split).mkdir()
+        for shard in shards:
+            if shard.former:
+                shard_files.keep_shard(shard.former, partial / shard.path)
+        work = functools.partial(shard_files.write, source, output=partial, shorter_side=shorter_side)
+        _map(source, work, new, lambda count: count, "write", sum(len(shard.rows) for shard in new))
+        left_out = {
+            "id": [other.id for other in source.left_out],
+            "reason": [other.reason for other in source.left_out],
+        }
+        pq.write_table(manifest, partial / "manifest.parquet")
+        pq.write_table(pa.table(left_out, LEFT_OUT_SCHEMA), partial / "left_out.parquet")
+        (partial / "dataset.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        for path in partial.glob("*.*"):
+            sync(path)
+
+
+@contextlib.contextmanager
+def _enough_room(folder: Path, needed: int) -> Iterator[None]:
+    free = shutil.disk_usage(folder).free
+    numbers = f"{needed / 2**20:,.1f} MiB needed, {free / 2**20:,.1f} MiB free. The earlier data are as they were"
+    if free < needed:
+        raise OSError(f"the disk of {folder.parent.parent} is too full: {numbers}")
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise OSError(f"the disk of {folder.parent.parent} is full: {numbers}") from error
 
 
 def main() -> None:
     """Prepare the source named in params.yaml."""
     config = load_config()
-    source = open_source(config.data.source)
+    data = config.data
+    source = open_source(data.source, task=config.task, void_index=data.void_index)
     prepare(
         source,
         Path("data/prepared"),
-        val_fraction=config.data.val_fraction,
-        test_fraction=config.data.test_fraction,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
         seed=config.seed,
-        origin=config.data.source,
+        origin=data.source,
+        shorter_side=data.resize_on_prepare,
+        void_index=data.void_index,
     )
 
 

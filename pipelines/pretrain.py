@@ -11,6 +11,11 @@ from pipelines.tracking.runs import check_tracking
 def main() -> None:
     """Train with cross-entropy from the encoder that params.yaml names."""
     config = load_config()
+    if config.task == "segmentation":
+        raise ValueError(
+            "task is segmentation, of which there are the stages prepare and validate; training of segmentation is not "
+            "there yet: run `dvc repro validate`, or set task to classification"
+        )
     check_tracking()
     launch_processes("pipelines.pretrain")
 

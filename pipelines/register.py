@@ -196,7 +196,7 @@ def compare_with_champion(name: str, version: str, dataset: dict[str, Any], conf
         return None
     candidate = pq.read_table(PREDICTIONS, filters=pc.field("split") == "test")
     test = read_split(PREPARED, "test")
-    assert candidate["id"].to_pylist() == test.ids
+    assert candidate["id"].to_pylist() == list(test.ids)
     right = [
         logits.argmax(axis=1) == test.labels
         for logits in (np.stack(candidate["logits"].to_pylist()), model.logits(test.files))

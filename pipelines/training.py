@@ -54,7 +54,7 @@ def train_stage(
         model: Where to start from.
         loss: What to minimize.
         training: The block of this stage.
-        config: Seed and tracking.
+        config: Seed, loader and tracking.
         accelerator: Of `grpo_rm.devices`.
         parameters: What the stage depends on. It is written beside the weights.
         output: Directory of the model.
@@ -65,7 +65,7 @@ def train_stage(
     # of torch to several processes: the strides of a 1x1 convolution can be written in more than one way
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     part = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
-    batches = training_batches(model.config, training, seed=config.seed, **part)
+    batches = training_batches(model.config, training, config.loader, seed=config.seed, **part)
     origin = provenance(stage, parameters, initial_model, reward_files)
     fingerprint = flatten(origin) | {"manifest": sha256(PREPARED / "manifest.parquet")} | hash_code() | versions()
     checkpoints = CHECKPOINTS / stage.replace("@", "/")
@@ -205,4 +205,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def recipe(training: Training) -> Recipe:
     """Return the trainer's part of a block of params.yaml: all but what is of the batches."""
-    return Recipe(**training.model_dump(exclude={"batch_size", "augmentation", "workers"}))
+    return Recipe(**training.model_dump(exclude={"batch_size", "augmentation"}))

@@ -92,7 +92,8 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("I").point(lambda value: value / 256)
     mode = "L" if channels == 1 else "RGB"
     image.load()
-    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
+    image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The server decodes and crops exactly as the library does; and refuses what strangers may not send."""
 
+import inspect
 import io
 import itertools
 import struct
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo_rm import transforms
+from grpo_rm import image_cost, transforms
+from serving import image_cost as serving_image_cost
 from serving import preprocessing
 from serving.preprocessing import ImageError
 
@@ -50,6 +52,32 @@ FILES = [
 ]
 
 
+def bomb(width, height):
+    """Return a PNG that is small in bytes and large in pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def costly():
+    """Return a file above each limit: pixels, parts, scans, bytes of a format that is slow."""
+    progressive = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (48, 64), dtype=np.uint8)).save(progressive, "JPEG", progressive=True)
+    file = progressive.getvalue()
+    scan, end = file.rindex(b"\xff\xda"), file.index(b"\xff\xd9")
+    return [
+        bomb(8001, 8001),
+        file[:2] + b"\xff\xe1\0\2" * 20_010 + file[2:],
+        file[:scan] + file[scan:end] * 200 + file[end:],
+        b"P6 1000 600 254\n" + bytes(1_800_000),
+    ]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("size", "crop_pct", "interpolation"), [(16, 1.0, "bicubic"), (7, 0.875, "bilinear")])
 def test_the_server_sees_what_training_saw(channels, size, crop_pct, interpolation):
@@ -66,6 +94,33 @@ def test_the_server_sees_what_training_saw(channels, size, crop_pct, interpolati
     assert views.count("refused") <= 2 * len(SIZES), "of these, only LAB and 16-bit PPM cannot be used"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["count_parts", "count_scans", "pixel_cost", "is_slow", "_jpeg_segments", "_png_chunks", "_count_tiff_parts"],
+)
+def test_both_know_the_cost_of_a_file_by_the_same_lines(name):
+    ours, theirs = getattr(image_cost, name), getattr(serving_image_cost, name)
+    assert inspect.getsource(ours) == inspect.getsource(theirs)
+
+
+def test_both_have_the_same_limits():
+    def limits(module):
+        return {key: value for key, value in vars(module).items() if key.isupper()}
+
+    assert limits(image_cost) == limits(serving_image_cost)
+    assert transforms.MAX_PIXELS == preprocessing.MAX_PIXELS
+    assert set(transforms.FORMATS) == set(preprocessing.FORMATS)
+
+
+@pytest.mark.parametrize("file", [b"", b"no image", *costly()])
+def test_both_refuse_for_the_same_reason(file):
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ImageError) as theirs:
+        preprocessing.decode(file, channels=3)
+    with warnings.catch_warnings(action="ignore"), pytest.raises(transforms.ImageError) as ours:
+        transforms.decode(file, channels=3)
+    assert str(ours.value) == str(theirs.value)
+
+
 def test_every_format_is_among_them():
     assert set(KINDS) == set(preprocessing.FORMATS)
 
@@ -77,18 +132,6 @@ def test_32_bits_are_refused_by_both(mode):
         preprocessing.decode(file, channels=3)
     with pytest.raises(ValueError, match=f"32-bit image .mode {mode}"):
         transforms.decode(file, channels=3)
-
-
-def bomb(width, height):
-    """Return a PNG that is small in bytes and large in pixels."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"")),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
 
 
 @pytest.mark.parametrize("side", [8001, 13_000, 60_000])  # above our limit, where Pillow warns, where it refuses

@@ -4,23 +4,14 @@ import io
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from grpo_rm import datasets
-from grpo_rm.datasets import Batches, Split, read_dataset, read_split
+from grpo_rm.datasets import Batches, Split, read_dataset, read_ids, read_split
 from grpo_rm.transforms import evaluation_view, training_view
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("label", pa.int64()),
-    ]
-)
+from pipelines.shards import ShardRow, write_shard
 
 
 def png(index, size=8):
@@ -34,11 +25,8 @@ def write_split(prepared, name, *, count, shards=1):
     directory = prepared / name
     directory.mkdir(parents=True)
     for shard, indices in enumerate(np.array_split(np.arange(count), shards)):
-        rows = [
-            {"id": f"image-{i}", "image": {"bytes": png(int(i)), "path": f"{i}.png"}, "label": int(i) % 3}
-            for i in indices
-        ]
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / f"{shard:05d}.parquet")
+        rows = [ShardRow(f"image-{i}", png(int(i)), int(i) % 3) for i in indices]
+        write_shard(directory / f"{shard:05d}.parquet", rows, classes=["a", "b", "c"], key="key")
 
 
 def split_of(count):
@@ -80,8 +68,8 @@ def assert_equal_epochs(left, right):
 def test_read_split_reads_all_shards_in_order(tmp_path, shards):
     write_split(tmp_path, "train", count=12, shards=shards)
     split = read_split(tmp_path, "train")
-    assert split.ids == [f"image-{i}" for i in range(12)]
-    assert split.files == [png(i) for i in range(12)]
+    assert list(split.ids) == read_ids(tmp_path, "train") == [f"image-{i}" for i in range(12)]
+    assert list(split.files) == [png(i) for i in range(12)]
     assert split.labels.tolist() == [i % 3 for i in range(12)]
     assert split.labels.dtype == np.int64
 
@@ -220,9 +208,8 @@ def test_a_batch_larger_than_the_set_holds_all_of_it(is_training):
 @pytest.mark.parametrize(("limit", "decoded"), [(2**30, 20), (5 * 64, 20 + 15), (0, 40)])
 def test_decoded_images_are_kept_up_to_a_limit(monkeypatch, limit, decoded):
     calls = []
-    monkeypatch.setattr(datasets, "CACHE_LIMIT", limit)
     monkeypatch.setattr(datasets, "decode", lambda data, channels: calls.append(1) or _decode(data, channels=channels))
-    loader = batches(view=noisy)
+    loader = batches(view=noisy, cache_gib=limit / 2**30)
     first, second = list(loader.epoch(1)), list(loader.epoch(1))
     assert len(calls) == decoded
     assert_equal_epochs(first, second)

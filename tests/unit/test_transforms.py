@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from grpo_rm.transforms import decode, evaluation_view, training_view
+from grpo_rm import transforms
+from grpo_rm.transforms import ImageError, decode, evaluation_view, open_mask, training_view
+from serving import preprocessing
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -81,8 +83,106 @@ def test_decode_turns_photographs_upright(orientation, upright):
 
 
 def test_decode_refuses_what_is_no_image():
-    with pytest.raises(OSError, match="cannot identify image file"):
+    with pytest.raises(ImageError, match="it is none of AVIF, BMP"):
         decode(b"no image", channels=3)
+
+
+def indexed(transparent=None):
+    image = Image.fromarray(GRAY % 3).convert("P")
+    image.frombytes((GRAY % 3).tobytes())
+    image.putpalette([255, 0, 0, 0, 255, 0, 10, 20, 30])
+    return encoded(image, **({} if transparent is None else {"transparency": transparent}))
+
+
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [10, 20, 30]], dtype=np.uint8)
+OTHER = Image.fromarray(255 - COLOR)
+CMYK = Image.fromarray(COLOR).convert("CMYK")
+
+
+# One rule for each kind of file, as the docstring of the module has them: the file, and the colors it is read as.
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encoded(Image.fromarray(GRAY)), GRAY),
+        (encoded(Image.fromarray(COLOR)), COLOR),
+        (encoded(Image.fromarray(GRAY > 127)), np.where(GRAY > 127, 255, 0)),
+        (indexed(), PALETTE[GRAY % 3]),
+        (indexed(transparent=1), PALETTE[GRAY % 3]),
+        (indexed(transparent=bytes([0, 128, 255])), PALETTE[GRAY % 3]),
+        (encoded(Image.fromarray(COLOR), transparency=(1, 2, 3)), COLOR),
+        (encoded(Image.fromarray(np.dstack([COLOR, GRAY]))), COLOR),
+        (encoded(Image.fromarray(np.dstack([GRAY, 255 - GRAY]))), GRAY),
+        (encoded(Image.fromarray(GRAY.astype(np.uint16) * 256 + 255)), GRAY),
+        (encoded(CMYK, "TIFF"), np.asarray(CMYK.convert("RGB"))),
+        (encoded(Image.fromarray(COLOR), save_all=True, append_images=[OTHER]), COLOR),
+        (encoded(Image.fromarray(GRAY), "GIF", save_all=True, append_images=[OTHER]), GRAY),
+        (encoded(Image.fromarray(COLOR), "WEBP", lossless=True, save_all=True, append_images=[OTHER]), COLOR),
+        (encoded(Image.fromarray(COLOR), "TIFF", save_all=True, append_images=[OTHER]), COLOR),
+        (encoded(Image.fromarray(COLOR), "BMP"), COLOR),
+    ],
+    ids=[
+        "gray",
+        "RGB",
+        "1 bit",
+        "palette",
+        "palette with a transparent color",
+        "palette with transparent colors",
+        "transparent color",
+        "alpha",
+        "gray with alpha",
+        "16 bits",
+        "CMYK",
+        "animated PNG",
+        "animated GIF",
+        "animated WEBP",
+        "TIFF of two pages",
+        "BMP",
+    ],
+)
+def test_one_rule_for_each_kind_of_file(data, expected):
+    expected = (expected if expected.ndim == 3 else np.stack([expected] * 3, axis=-1)).astype(np.uint8)
+    for module in (transforms, preprocessing):
+        assert np.array_equal(module.decode(data, channels=3), expected)
+        assert np.array_equal(module.decode(data, channels=1), luma(expected))
+
+
+def test_a_cmyk_photograph():
+    """A JPEG with four channels: as Pillow converts it, and near to the colors it was made of."""
+    smooth = Image.fromarray(np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 3).convert("CMYK")
+    data = encoded(smooth, "JPEG", quality=95)
+    assert np.abs(np.asarray(decode(data, channels=3)).astype(int) - np.asarray(smooth.convert("RGB"))).max() < 8
+    assert np.array_equal(decode(data, channels=3), preprocessing.decode(data, channels=3))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_are_refused(mode):
+    with pytest.raises(ImageError, match=f"32-bit image .mode {mode}., expected 8 or 16 bits per channel: convert it"):
+        decode(encoded(Image.new(mode, (3, 3)), "TIFF"), channels=3)
+
+
+def test_every_error_is_of_one_kind_and_one_line():
+    for data in (
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        encoded(Image.fromarray(COLOR))[:-30],
+        encoded(Image.fromarray(COLOR))[:40],
+    ):
+        with pytest.raises(ImageError) as caught:
+            decode(data, channels=3)
+        assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+def test_open_mask_gives_values_as_they_are():
+    assert np.array_equal(open_mask(indexed(transparent=1)), GRAY % 3)
+    deep = np.array([[0, 300, 65_535]], dtype=np.uint16)
+    assert np.array_equal(open_mask(encoded(Image.fromarray(deep))), deep)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(open_mask(encoded(Image.fromarray(GRAY), exif=exif)), np.rot90(GRAY, -1))
+    with pytest.raises(ImageError, match="the mask is a JPEG, which changes values"):
+        open_mask(encoded(Image.fromarray(GRAY), "JPEG"))
+    with pytest.raises(ImageError, match="the mask has mode RGB, expected one channel"):
+        open_mask(encoded(Image.fromarray(COLOR)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,0 +1,81 @@
+"""What decoding an image file may cost, known before it is decoded.
+
+The cost of most files is their pixels. Some formats allow files whose cost is something else: thousands of passes over
+the same pixels, or millions of parts that Pillow reads one by one, in Python. The same lines are in
+serving/image_cost.py, held equal by a test: a server must not need this library.
+"""
+
+import contextlib
+import struct
+from collections.abc import Iterator
+
+from PIL import Image
+
+# Time and memory of a pixel, where those of JPEG and PNG are 1 (64 million: a second, 250 MB)
+PIXEL_COSTS = {"AVIF": 2, "JPEG2000": 4, "WEBP": 3}
+MAX_SCANS = 100  # of a JPEG; a progressive one has about 10
+MAX_SCANNED_PIXELS = 1_000_000_000  # scans times pixels: fifteen scans of the largest image, a second
+MAX_PARTS = 20_000  # segments of a JPEG before its first scan, chunks of a PNG, strips or tiles of a TIFF
+MAX_SLOW_BYTES = 1 << 20  # of a file that is decoded in Python: half a second
+SLOW_CODECS = ("ppm", "ppm_plain", "bmp_rle")
+JPEG_SCAN = b"\xff\xda"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_PARTS = (273, 324)  # tags: offsets of strips, of tiles
+
+
+def count_parts(data: bytes) -> int:
+    """Return of how many parts a file consists, up to the first beyond MAX_PARTS; 0 where it does not matter."""
+    if data.startswith(b"\xff\xd8"):
+        return sum(1 for _ in zip(range(MAX_PARTS + 1), _jpeg_segments(data), strict=False))
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return sum(1 for _ in zip(range(MAX_PARTS + 1), _png_chunks(data), strict=False))
+    with contextlib.suppress(struct.error):  # it is damaged; Pillow says how
+        return _count_tiff_parts(data)
+    return 0
+
+
+def count_scans(data: bytes) -> int:
+    """Return how many passes over its pixels a file makes, as far as it is a JPEG."""
+    return max(1, data.count(JPEG_SCAN)) if data.startswith(b"\xff\xd8") else 1
+
+
+def pixel_cost(image: Image.Image) -> int:
+    """Return how many times the pixels of a JPEG those of an opened image cost."""
+    return PIXEL_COSTS.get(image.format or "", 1)
+
+
+def is_slow(image: Image.Image) -> bool:
+    """Whether an opened image is decoded in Python."""
+    return any(tile[0] in SLOW_CODECS for tile in getattr(image, "tile", [])[:1])
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] == 0xFF:  # fill
+            position += 1
+        elif data[position + 1] == JPEG_SCAN[1]:
+            return
+        else:
+            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+        yield position
+
+
+def _png_chunks(data: bytes) -> Iterator[int]:
+    position = 8
+    while position + 8 <= len(data):
+        position += 12 + struct.unpack_from(">I", data, position)[0]
+        yield position
+
+
+def _count_tiff_parts(data: bytes) -> int:
+    """Return the most strips or tiles that an entry of the first directory announces."""
+    if data[:4] not in TIFF_SIGNATURES:
+        return 0
+    order = "<" if data.startswith(b"II") else ">"
+    offset, number, entry = ("Q", "Q", "HHQ8x") if 43 in data[2:4] else ("I", "H", "HHI4x")  # BigTIFF, and the other
+    start = struct.unpack_from(order + offset, data, 8 if 43 in data[2:4] else 4)[0]
+    count = struct.unpack_from(order + number, data, start)[0]
+    first, size = start + struct.calcsize(order + number), struct.calcsize(order + entry)
+    entries = (struct.unpack_from(order + entry, data, first + size * index) for index in range(count))
+    return max((parts for tag, _, parts in entries if tag in TIFF_PARTS), default=0)
