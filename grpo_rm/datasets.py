@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from grpo_rm.batch_memory import PREFETCH, BatchMemory, Place
 from grpo_rm.shards import Files, Ids, open_shard
 from grpo_rm.transforms import Pixels, decode
 
@@ -71,7 +72,7 @@ def _paths(prepared: Path, name: str) -> list[Path]:
     return paths
 
 
-class _Images(Dataset[Batch]):
+class _Images(Dataset[Any]):
     """The images, a batch at a time: what is done once per batch is not done once per image."""
 
     def __init__(self, split: Split, view: View, *, channels: int, seed: int, cache_limit: int) -> None:
@@ -80,16 +81,25 @@ class _Images(Dataset[Batch]):
         self.decoded: dict[int, Image.Image] = {}
         self.cached_bytes = 0
         self.generators: _Generators | None = None
+        self.memory: BatchMemory | None = None  # where there are workers
 
     def __len__(self) -> int:
         return len(self.split.files)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor | Place, NDArray[np.int64]]:
         epoch, indices = keys[0][0], [index for _, index in keys]
         if self.generators is None or self.generators.epoch != epoch:
             self.generators = _Generators(self.seed, epoch)
-        pixels = np.stack([self.view(self._decoded(index), self.generators.of(index)) for index in indices])
-        return torch.from_numpy(pixels), torch.from_numpy(self.split.labels[indices])
+        views = (self.view(self._decoded(index), self.generators.of(index)) for index in indices)
+        images = self.memory.put(views) if self.memory else torch.from_numpy(np.stack(list(views)))
+        return images, self.split.labels[indices]
+
+    def share_memory(self, workers: int, batch_size: int) -> None:
+        """Have workers leave their batches in memory that they share with this process. All images have one shape."""
+        if self.memory is None:
+            self.generators = _Generators(self.seed, 0)
+            image = self.view(decode(self.split.files[0], channels=self.channels), self.generators.of(0))
+            self.memory = BatchMemory(workers, batch_size, image.shape)
 
     def _decoded(self, index: int) -> Image.Image:
         if index in self.decoded:
@@ -182,7 +192,7 @@ class Batches:
         processes: int = 1,
     ) -> None:
         cache_limit = int(cache_gib * 2**30) // max(1, workers)
-        images = _Images(split, view, channels=channels, seed=seed, cache_limit=cache_limit)
+        self._images = images = _Images(split, view, channels=channels, seed=seed, cache_limit=cache_limit)
         if len(images) < processes:
             raise ValueError(
                 f"{len(images)} images for {processes} processes, expected one for each: use fewer processes"
@@ -202,14 +212,15 @@ class Batches:
             processes=processes,
         )
         self._local_batch_size = max(1, self.batch_size // processes)
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             images,
             batch_size=self._local_batch_size,
             sampler=self._sampler,
             collate_fn=_as_is,
             num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not workers,  # what they decode is copied there anyway
             worker_init_fn=_leave_group,
             generator=torch.Generator(),  # not the global one: dropout would depend on the number of workers
         )
@@ -228,7 +239,10 @@ class Batches:
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield this process's batches of epoch `number`, without decoding those before batch `start`."""
         self._sampler.epoch, self._sampler.start = number, start
-        yield from self._loader
+        if self._loader.num_workers:
+            self._images.share_memory(self._loader.num_workers, self._local_batch_size)
+        for images, labels in self._loader:
+            yield self._images.memory.take(images) if self._images.memory else images, torch.from_numpy(labels)
 
     def close(self) -> None:
         """End the worker processes; the next epoch starts new ones.

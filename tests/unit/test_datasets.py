@@ -181,8 +181,9 @@ def cropped(image, rng):
     return training_view(image, size=8, min_crop=0.3, flip=True, interpolation="bilinear", rng=rng)
 
 
+@pytest.mark.parametrize("batch_size", [8, 1])  # with 1, workers use their memory again and again
 @pytest.mark.parametrize("is_training", [True, False])
-def test_workers_change_nothing(is_training):
+def test_workers_change_nothing(is_training, batch_size):
     split = split_of(20)
     rng = np.random.default_rng(0)
     for index in range(20):
@@ -190,11 +191,16 @@ def test_workers_change_nothing(is_training):
         Image.fromarray(rng.integers(0, 256, (12, 10), dtype=np.uint8)).save(buffer, "PNG")
         split.files[index] = buffer.getvalue()
     alone, helped = (
-        Batches(split, cropped, channels=1, batch_size=8, seed=3, is_training=is_training, workers=workers)
+        Batches(split, cropped, channels=1, batch_size=batch_size, seed=3, is_training=is_training, workers=workers)
         for workers in (0, 2)
     )
     for epoch in (1, 2):
         assert_equal_epochs(alone.epoch(epoch), helped.epoch(epoch))
+    next(helped.epoch(3))  # and no more of it
+    assert_equal_epochs(alone.epoch(4), helped.epoch(4))
+    helped.close()
+    assert_equal_epochs(alone.epoch(5), helped.epoch(5))
+    helped.close()
 
 
 @pytest.mark.parametrize("is_training", [True, False])
