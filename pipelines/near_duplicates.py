@@ -10,8 +10,8 @@ from scipy.sparse.csgraph import connected_components
 # of CamVid (240 x 180): JPEG quality 75: 0, 4; 2, 4. Quality 50: 6, 18; 2, 6. Half the size: 4, 8; 2, 4. Half the size
 # and quality 75: 10, 30; 2, 6. Brightness x 1.15: 4, 18; 8, 20. (2 % cut off each edge: 30, 50; 30, 44: not found.)
 # The nearest other image is at 56 or more in Tiny-ImageNet (n = 4,583, of 27,493), at 26 or more in digits (n = 1,797).
-# Largest sets at 24: 23 of 70,000 in Fashion-MNIST (118 sets), 34 of 701 frames in CamVid (20 sets; a clip with the car
-# at rest); at 32 they would be 86 and 61.
+# Largest sets at 24: 23 of 70,000 in Fashion-MNIST (118 sets), 34 of 701 frames in CamVid (20 sets, no one across
+# its published splits); at 32 they would be 86 and 61.
 THRESHOLD = 24
 NO_HASH = bytes(32)
 _SIDE, _FREQUENCIES, _BITS, _BAND = 64, 16, 256, 16
@@ -56,7 +56,7 @@ def find_near_duplicates(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the first image (smallest index) of each image's set of near-duplicates; itself where it is alone.
 
     Two images are linked where their hashes differ in at most 24 of 256 bits, and a set is all that links connect:
-    its ends can be further apart, but images that close are never in two sets, so no split can tear them apart.
+    its ends can be further apart, but two images that are linked are never in two sets, so no split tears them apart.
 
     Images are sorted 16 times, each time from another 16 bits on, and compared with the 64 next ones. Two hashes that
     differ in at most 15 bits agree in one of the 16 parts: they are found for sure unless more than 64 others share

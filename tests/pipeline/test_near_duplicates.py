@@ -1,6 +1,7 @@
 """Near-duplicates: the perceptual hash, and the sets of images whose hashes are close."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -105,6 +106,13 @@ def test_images_without_structure_have_no_hash(size):
         assert perceptual_hash(image) == NO_HASH
 
 
+@pytest.mark.parametrize("cell", [8, 16, 32])
+def test_checkered_images_have_too_little_structure(cell):
+    """One is the near-duplicate of another by accident: nearly all their coefficients are 0."""
+    y, x = np.indices((64, 64)) // cell
+    assert perceptual_hash(Image.fromarray(((x + y) % 2 * 255).astype(np.uint8))) == NO_HASH
+
+
 def test_every_mode_has_a_hash(photographs):
     for mode in ("L", "LA", "P", "RGBA", "CMYK", "YCbCr", "1"):
         assert len(perceptual_hash(photographs[0].convert(mode))) == 32
@@ -146,11 +154,24 @@ def test_copies_among_many(bits, share):
     assert share or not found.any()
 
 
-def test_a_crowd_of_near_duplicates_is_one_set():
+def test_copies_that_agree_in_16_bits_alone_are_found():
+    hashes = random_hashes(20_000)
+    copies = hashes[:16] ^ np.uint64(0x8000_8000_8000_8000)  # the first of each 16 bits
+    for band, copy in enumerate(copies):
+        copy[band // 4] ^= np.uint64(0x8000 << band % 4 * 16)
+    assert find_near_duplicates(np.concatenate([hashes, copies]))[20_000:].tolist() == list(range(16))
+
+
+def test_a_crowd_of_near_duplicates_is_one_set_and_does_not_fill_the_memory():
     """As from a camera that does not move: all pairs are too many to be listed."""
     scenes = random_hashes(2)
-    hashes = np.concatenate([flip(scenes[k % 2][None], 10, seed=k) for k in range(4_000)])
-    assert find_near_duplicates(hashes).tolist() == [0, 1] * 2_000
+    hashes = np.concatenate([flip(scenes[k % 2][None], 10, seed=k) for k in range(8_000)])
+    tracemalloc.start()
+    firsts = find_near_duplicates(hashes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert firsts.tolist() == [0, 1] * 4_000
+    assert peak < 300 * len(hashes)  # bytes; all pairs that are compared in one order have 1,000 for each image
 
 
 def test_order_of_images_does_not_matter():
