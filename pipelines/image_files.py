@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources import SPLITS
+from pipelines.file_tree import EXTENSIONS, Found, extension_of, file_id, walk
+from pipelines.sources.source import SPLITS
 
-# of the formats that serving.preprocessing decodes
-KINDS = "avif bmp dib gif j2k jfif jp2 jpe jpeg jpf jpg jpx pbm pgm png pnm ppm tif tiff webp"
-EXTENSIONS = frozenset(f".{kind}" for kind in KINDS.split())
+MAX_REMARKS = 5  # on what cannot be used
 ROWS_AT_ONCE = 64  # of a shard: its images are not all in memory
 
 
@@ -91,12 +89,18 @@ class _Folder:
         self.root = root
         self._paths: list[str] = []
         self._others: Counter[str] = Counter()
+        self._unusable: list[str] = []
         digest = hashlib.sha256()
-        for path, state in _walk(str(root), "", (_identity(root.stat()),)):
-            if (extension := os.path.splitext(path)[1].lower()) in EXTENSIONS:  # noqa: PTH122
-                self._paths.append(path)
-                digest.update(f"{_id(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
-            else:
+        for found in walk(str(root), is_confined=False):
+            if found.is_hidden:
+                continue
+            extension = extension_of(found.path)
+            if found.reason and not _is_missing(found):
+                self._unusable.append(f"{file_id(found.path)!r} is {found.reason}")
+            elif extension in EXTENSIONS and not found.is_directory:
+                self._paths.append(found.path)
+                digest.update(_state(found).encode())
+            elif not found.is_directory:
                 self._others[extension or "no extension"] += 1
         self._digest = digest.hexdigest()
         if not self._paths:
@@ -110,19 +114,23 @@ class _Folder:
 
     def read_from(self, start: int) -> Iterator[ImageFile]:
         for path in self._paths[start:]:
-            yield ImageFile(_id(path), _label(path), (self.root / path).read_bytes)
+            yield ImageFile(file_id(path), _label(path), (self.root / path).read_bytes)
 
     def ids(self) -> Iterable[str]:
-        return map(_id, self._paths)
+        return map(file_id, self._paths)
 
     def state(self) -> str:
         return self._digest
 
     def remarks(self) -> list[str]:
-        if not self._others:
-            return []
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self._others.most_common(5))
-        return [f"{self._others.total():,} files in {self.root} have no extension of an image ({kinds}): left out"]
+        remarks = [f"{remark}: left out" for remark in self._unusable[:MAX_REMARKS]]
+        if len(self._unusable) > MAX_REMARKS:
+            remarks.append(f"{len(self._unusable) - MAX_REMARKS:,} more in {self.root} are left out for such reasons")
+        if self._others:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self._others.most_common(5))
+            count = self._others.total()
+            remarks.append(f"{count:,} files in {self.root} have no extension of an image ({kinds}): left out")
+        return remarks
 
 
 class _Shards:
@@ -207,34 +215,18 @@ class _Several:
         return [remark for part in self._parts for remark in part.remarks()]
 
 
-def _walk(root: str, inside: str, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files below `root`/`inside`, relative to `root`, by name, without hidden ones. Links are followed."""
-    with os.scandir(os.path.join(root, inside)) as opened:  # noqa: PTH118
-        entries = sorted(opened, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        path = f"{inside}/{entry.name}" if inside else entry.name
-        try:
-            state = entry.stat()
-        except OSError:  # a link to nothing: an image that cannot be read
-            state = entry.stat(follow_symlinks=False)
-        if not stat.S_ISDIR(state.st_mode):
-            yield path, state
-        elif _identity(state) not in parents:  # a link to a directory above would never end
-            yield from _walk(root, path, (*parents, _identity(state)))
+def _is_missing(found: Found) -> bool:
+    """Whether it is a link to nothing: an image that cannot be read."""
+    return found.entry.is_symlink() and not Path(found.entry.path).exists()
 
 
-def _identity(state: os.stat_result) -> tuple[int, int]:
-    return state.st_dev, state.st_ino
-
-
-def _id(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")  # a name of a file may be any bytes
+def _state(found: Found) -> str:
+    state = found.entry.stat(follow_symlinks=not found.reason)
+    return f"{file_id(found.path)} {state.st_size} {state.st_mtime_ns}\n"
 
 
 def _label(path: str) -> str | None:
-    *directories, _ = _id(path).split("/")
+    *directories, _ = file_id(path).split("/")
     if directories and directories[0] in SPLITS:
         directories = directories[1:]
     return directories[0] if directories else None

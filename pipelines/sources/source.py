@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,3 +50,39 @@ class Source:
     read_mask: Callable[[int], bytes] | None = None
     mask_values: list[int] | None = None
     left_out: list[LeftOut] = field(default_factory=list)
+
+
+def make_source(
+    name: str,
+    classes: list[str],
+    ids: Sequence[str],
+    *,
+    labels: NDArray[np.int64],
+    splits: Sequence[str | None],
+    read: Callable[[int], bytes],
+    groups: Sequence[str] | None = None,
+    read_mask: Callable[[int], bytes] | None = None,
+    mask_values: list[int] | None = None,
+    left_out: list[LeftOut] | None = None,
+) -> Source:
+    """Return a `Source` of images in any order. It has them by id.
+
+    Raises:
+        ValueError: Two images have the same id.
+    """
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    for first, second in pairwise(order):
+        if ids[first] == ids[second]:
+            raise ValueError(f"two images of {name} have the id {ids[first]!r}, expected unique ones: rename one")
+    return Source(
+        name=name,
+        classes=classes,
+        ids=[ids[row] for row in order],
+        labels=labels[order],
+        splits=[splits[row] for row in order],
+        read=lambda k: read(order[k]),
+        groups=None if groups is None else [groups[row] for row in order],
+        read_mask=None if read_mask is None else lambda k: read_mask(order[k]),
+        mask_values=mask_values,
+        left_out=sorted(left_out or [], key=lambda left: (left.id, left.reason)),
+    )
