@@ -1,0 +1,201 @@
+"""Tables against their expectations, and the Data Docs on the outcome."""
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+gc.disable()  # while thousands of classes are made, nothing becomes garbage: 0.3 s
+import great_expectations as gx
+from great_expectations.data_context import EphemeralDataContext
+from great_expectations.data_context.types.base import (
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
+from great_expectations.expectations.expectation import Expectation
+import pandas as pd
+import pyarrow as pa
+
+from grpo_rm.config import Expectations
+from pipelines.class_counts import class_changes, class_table
+from pipelines.drift import channel_table, label_table
+from pipelines.expectations import suites
+from pipelines.expectations.samples import thumbnails
+from pipelines.manifest import image_table, schema_table
+from pipelines.previous_data import PreviousData
+from pipelines.validation_report import EVERY_ROW
+
+gc.enable()
+
+MAX_SAMPLES = 5
+# The rows themselves, a few of them: the list of all indices that a fuller format makes takes minutes for a million.
+RESULT_FORMAT = {
+    "result_format": "BASIC",
+    "include_unexpected_rows": True,
+    "partial_unexpected_count": MAX_SAMPLES,
+    "return_unexpected_index_query": False,
+}
+Table = tuple[str, pd.DataFrame, list[Expectation]]  # name, rows, what is expected of them
+
+
+@dataclass(frozen=True)
+class ExpectationResult:
+    """The outcome of one expectation on one table.
+
+    Attributes:
+        table: See `pipelines.expectations`.
+        name: Great Expectations' name of the expectation.
+        column: The column it looks at.
+        description: What is expected, in words.
+        fix: What to do where it fails, in words.
+        severity: `critical` (stops the pipeline) or `warning`.
+        success: Whether it holds. It may hold with unexpected rows, where a share of them is tolerated.
+        element_count: Rows looked at.
+        unexpected_count: Rows that are not as expected.
+        samples: Up to five unexpected rows: the `id` and the observed value of `column`. Where the column as a whole is
+            not as expected, one with "every row" for its id, and then what changed most.
+    """
+
+    table: str
+    name: str
+    column: str
+    description: str
+    fix: str
+    severity: str
+    success: bool
+    element_count: int
+    unexpected_count: int
+    samples: list[tuple[str, Any]]
+
+    @property
+    def unexpected_percent(self) -> float:
+        """Unexpected rows in percent of the rows looked at; 0 where there are none to look at."""
+        return round(100.0 * self.unexpected_count / self.element_count, 4) if self.element_count else 0.0
+
+
+def validate_manifest(
+    manifest: pa.Table,
+    dataset: Mapping[str, Any],
+    limits: Expectations,
+    *,
+    left_out: pa.Table,
+    previous: PreviousData | None,
+    docs_directory: Path,
+    read_thumbnails: Callable[[Sequence[str]], Mapping[str, str]],
+) -> list[ExpectationResult]:
+    """Check the prepared data against all expectations and write the Data Docs.
+
+    Args:
+        manifest: One row per image found, as the prepare stage writes it.
+        dataset: `dataset.json`.
+        limits: `data.expectations`.
+        left_out: Files of the source that are none of its images: `id`, `reason`.
+        previous: The version of the data to compare with, or None.
+        docs_directory: Where the Data Docs go (index.html); what was there is deleted.
+        read_thumbnails: Gives pictures (data: URIs) of images by their ids, of those that it has.
+
+    Returns:
+        One result per expectation, table by table; only those of `schema` if one of these fails.
+    """
+    context = _open_context(docs_directory)
+    is_segmentation = dataset["task"] == "segmentation"
+    schema = schema_table(manifest, is_segmentation=is_segmentation)
+    results = _run_suite(context, "schema", schema, suites.schema_expectations())
+    if all(result.success for result in results):
+        for table in _tables(manifest, dataset, limits, left_out, previous):
+            results += _run_suite(context, *table)
+    shown = [sample for result in results if result.table == "images" for sample, _ in result.samples]
+    thumbnails.set(read_thumbnails(shown))
+    context.build_data_docs()
+    return results
+
+
+def _tables(
+    manifest: pa.Table,
+    dataset: Mapping[str, Any],
+    limits: Expectations,
+    left_out: pa.Table,
+    previous: PreviousData | None,
+) -> Iterator[Table]:
+    """The tables one after the other: that of the images is large, and gone when the next one is made."""
+    classes, is_segmentation = dataset["classes"], dataset["task"] == "segmentation"
+    expected = suites.image_expectations(limits, num_classes=len(classes), is_segmentation=is_segmentation)
+    yield "images", image_table(manifest), expected
+    yield "left_out", left_out.to_pandas(), suites.left_out_expectations(limits)
+    yield "classes", class_table(manifest, classes), suites.class_expectations(limits)
+    changes = _class_changes(classes, limits.classes.names, previous)
+    if changes is not None:
+        yield "class_names", changes, suites.class_name_expectations(limits)
+    if previous is not None:
+        labels = label_table(previous.manifest, previous.classes, manifest, classes)
+        yield "label_drift", labels, suites.label_drift_expectations(limits)
+        yield "channel_drift", channel_table(previous.manifest, manifest), suites.channel_drift_expectations(limits)
+
+
+def _class_changes(classes: list[str], names: list[str] | None, previous: PreviousData | None) -> pd.DataFrame | None:
+    if names is not None:
+        return class_changes(classes, names, gone="not in the data", new="not named in the parameters")
+    if previous is not None:
+        return class_changes(classes, previous.classes, gone="vanished", new="appeared")
+    return None
+
+
+def _open_context(docs_directory: Path) -> EphemeralDataContext:
+    """A context in memory, without progress bars, whose one Data Docs site is the given directory, now empty."""
+    shutil.rmtree(docs_directory, ignore_errors=True)
+    site = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(docs_directory.resolve()),
+        },
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        data_docs_sites={"data_docs": site},
+        progress_bars=ProgressBarsConfig(globally=False),
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _run_suite(
+    context: EphemeralDataContext, table: str, rows: pd.DataFrame, expectations: list[Expectation]
+) -> list[ExpectationResult]:
+    """Validate one table; the results are in the order of the columns as the expectations name them first."""
+    if not expectations:
+        return []
+    source = context.data_sources.add_pandas(table)
+    batch = source.add_dataframe_asset("manifest").add_batch_definition_whole_dataframe("all_rows")
+    suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=expectations))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=table, data=batch, suite=suite))
+    validation = definition.run(batch_parameters={"dataframe": rows}, result_format=RESULT_FORMAT)
+    return [_to_result(table, len(rows), outcome.to_json_dict()) for outcome in validation.results]
+
+
+def _to_result(table: str, num_rows: int, outcome: dict[str, Any]) -> ExpectationResult:
+    """Translate one outcome; an expectation on a whole column counts every row, or none."""
+    config, found, success = outcome["expectation_config"], outcome["result"], outcome["success"]
+    if outcome["exception_info"].get("raised_exception") is not False:
+        raise RuntimeError(f"Great Expectations could not evaluate {config}: {outcome['exception_info']}")
+    column = config["kwargs"]["column"]
+    if "unexpected_count" in found:
+        samples = [(row["id"], row[column]) for row in found.get("unexpected_rows") or []]
+    else:
+        samples = [] if success else [(EVERY_ROW, found["observed_value"]), *map(tuple, found["details"]["changes"])]
+    return ExpectationResult(
+        table=table,
+        name=config["type"],
+        column=column,
+        description=config["description"],
+        fix=config["notes"],
+        severity=config["severity"],
+        success=success,
+        element_count=found.get("element_count", num_rows),
+        unexpected_count=found.get("unexpected_count", 0 if success else num_rows),
+        samples=samples[:MAX_SAMPLES],
+    )

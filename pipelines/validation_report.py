@@ -1,0 +1,98 @@
+"""What is said of a validation: the report, the table in the terminal, the summary for a tracker."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Great Expectations takes seconds to load
+    from pipelines.expectations.checks import ExpectationResult
+
+HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
+MAX_VALUE = 80  # characters of an observed value in the table
+EVERY_ROW = "every row"  # the id of the sample where a column as a whole is not as expected
+INDENT = " " * HEADER.index("expectation")
+
+
+def build_report(
+    results: "list[ExpectationResult]", *, num_rows: int, previous_data: str | None = None
+) -> dict[str, Any]:
+    """The content of `reports/validation.json`: the same for the same data, wherever and whenever it is validated.
+
+    Args:
+        results: Of all expectations.
+        num_rows: Images that were looked at.
+        previous_data: Hash of the version of the data that they were compared with, if they were.
+    """
+    failed = _failed(results)
+    num_critical = sum(result.severity == "critical" for result in failed)
+    return {
+        "success": num_critical == 0,
+        "statistics": {
+            "rows": num_rows,
+            "evaluated": len(results),
+            "failed_critical": num_critical,
+            "failed_warning": len(failed) - num_critical,
+        },
+        "previous_data": previous_data,
+        "expectations": [_to_json(result) for result in results],
+    }
+
+
+def validation_summary(report: Mapping[str, Any]) -> dict[str, str | float]:
+    """What a tracker is to know of a validation, from the content of `reports/validation.json`."""
+    failed = [entry for entry in report["expectations"] if not entry["success"]]
+    names = {severity: _names(failed, severity) for severity in ("critical", "warning")}
+    return {
+        "passed": str(report["success"]).lower(),
+        "expectations": float(report["statistics"]["evaluated"]),
+        "failed_critical": float(report["statistics"]["failed_critical"]),
+        "failed_warning": float(report["statistics"]["failed_warning"]),
+        "critical": names["critical"],
+        "warnings": names["warning"],
+        "previous_data": report["previous_data"] or "",
+    }
+
+
+def _names(failed: Sequence[Mapping[str, Any]], severity: str) -> str:
+    return ", ".join(f"{entry['table']}.{entry['column']}" for entry in failed if entry["severity"] == severity)
+
+
+def format_table(results: "list[ExpectationResult]", *, num_rows: int) -> str:
+    """The failed expectations, critical ones first, each with its rows, up to five of their ids, and how to fix it."""
+    failed = sorted(_failed(results), key=lambda result: result.severity)  # "critical" < "warning"; sorting is stable
+    if not failed:
+        return f"Validated {num_rows:,} images: all {len(results)} expectations hold."
+    title = f"Validated {num_rows:,} images: {len(failed)} of {len(results)} expectations failed."
+    return "\n".join([title, "", HEADER, *(_format_failure(result) for result in failed)])
+
+
+def _format_failure(result: "ExpectationResult") -> str:
+    rows = f"{result.unexpected_count:,} of {result.element_count:,}"
+    lines = [f"{result.severity:<8}  {rows:>15}  {result.unexpected_percent:>6.3g} %  {result.description}"]
+    lines += [
+        f"{INDENT}  {_printable(row_id)}: {result.column} = {_shorten(value)}" for row_id, value in result.samples
+    ]
+    num_more = result.unexpected_count - len(result.samples)
+    if num_more and result.samples[0][0] != EVERY_ROW:
+        lines.append(f"{INDENT}  and {num_more:,} more")
+    return "\n".join([*lines, f"{INDENT}  fix: {result.fix}", ""])
+
+
+def _printable(text: str) -> str:
+    """Escape line breaks and what a terminal would obey: file names come from strangers."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(escaped)
+
+
+def _shorten(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    line = _printable(" ".join(text.split()))
+    return line if len(line) <= MAX_VALUE else line[: MAX_VALUE - 3] + "..."
+
+
+def _failed(results: "list[ExpectationResult]") -> "list[ExpectationResult]":
+    return [result for result in results if not result.success]
+
+
+def _to_json(result: "ExpectationResult") -> dict[str, Any]:
+    samples = [{"id": sample_id, "value": value} for sample_id, value in result.samples]
+    return {**vars(result), "unexpected_percent": result.unexpected_percent, "samples": samples}
