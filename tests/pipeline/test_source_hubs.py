@@ -176,5 +176,5 @@ def test_labels_beyond_the_classes_are_refused(tmp_path):
     table = made([0, 1], ["cat", "dog"]).with_format("arrow")[:]
     wrong = table.set_column(1, table.schema.field("label"), pa.chunked_array([[0, 5]], pa.int64()))
     pq.write_table(wrong, tmp_path / "set/train.parquet")
-    with pytest.raises(ValueError, match="label 5|Class label 5|cannot be read"):
+    with pytest.raises(ValueError, match=r"label 5|Class label 5|cannot be read"):
         open_source(f"huggingface:{tmp_path / 'set'}")
