@@ -17,6 +17,7 @@ from PIL import Image
 from pipelines.sources.source import SPLITS, LeftOut, Source, make_source
 
 REQUIRED, OPTIONAL = ("images", "labels"), ("classes",)
+MAX_UNNAMED = 100_000  # classes without names: a label of 10^12 would name as many
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def _read_npz(file: Path, prefix: str, split: str | None) -> _Arrays:
     _check_images(file, images)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{file} has labels {labels.dtype} {labels.shape}, expected integers ({len(images)},)")
+    if "classes" not in arrays and labels.max() >= MAX_UNNAMED:
+        raise ValueError(
+            f"{file} has labels to {labels.max()}, expected 0, 1, 2 and so on, or their names in `classes`"
+        )
     classes = _name_classes(file, arrays.get("classes", np.arange(int(labels.max()) + 1)))
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"{file} has labels {labels.min()} to {labels.max()}, but {len(classes)} classes")
@@ -112,7 +117,7 @@ def _load(file: Path) -> dict[str, Any]:
         with file.open("rb") as opened:
             _check_memory(file, opened)
             with np.load(opened, allow_pickle=False) as archive:
-                return {name: archive[name] for name in (*REQUIRED, *OPTIONAL) if name in archive.files}
+                return {name: _take(archive, name) for name in (*REQUIRED, *OPTIONAL) if name in archive.files}
     except MemoryError as error:
         raise ValueError(
             f"{file} cannot be read: it says that it holds more than fits into memory. {expected}"
@@ -130,6 +135,13 @@ def _load(file: Path) -> dict[str, Any]:
         zlib.error,
     ) as error:
         raise ValueError(f"{file} cannot be read: {error}. {expected}") from error
+
+
+def _take(archive: Any, name: str) -> Any:
+    array = archive[name]
+    if not isinstance(array, np.ndarray):  # numpy gives the bytes of what does not begin like an array
+        raise TypeError(f"{name} is no array")
+    return array
 
 
 def _check_memory(file: Path, opened: Any) -> None:
@@ -152,8 +164,8 @@ def _check_images(file: Path, images: Any) -> None:
     is_color = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
     if not (is_color or (images.dtype in (np.uint8, np.uint16) and images.ndim == 3)) or not images.size:
         raise ValueError(
-            f"{file} has images {images.dtype} {images.shape}, expected uint8 (N, H, W) or (N, H, W, 1 or 3), or uint16 "
-            "(N, H, W)"
+            f"{file} has images {images.dtype} {images.shape}, expected uint8 (N, H, W) or (N, H, W, 1 or 3), or "
+            "uint16 (N, H, W)"
         )
 
 

@@ -52,7 +52,7 @@ def open_folder(root: Path) -> Source:
     known = {split: split for split in SPLITS}
     directory = str(root)
     return make_source(
-        root.resolve().name,
+        file_id(root.resolve().name),
         classes,
         [file_id(path) for path in paths],
         labels=np.fromiter((indices[path.split("/", level + 1)[level]] for path in paths), np.int64, len(paths)),
@@ -83,11 +83,12 @@ def find_splits(root: Path, top: Sequence[str]) -> list[str]:
     if given and others:
         hint = "".join(f" Rename {file_id(name)} to {split}." for name, split in alike.items())
         raise ValueError(
-            f"{root} holds {', '.join(given)} beside {', '.join(map(file_id, others[:5]))}; expected either one directory "
-            f"per class, or only {', '.join(SPLITS)}.{hint or ' Rename the class that is called like a split'}"
+            f"{root} holds {', '.join(given)} beside {', '.join(map(file_id, others[:5]))}; expected either one "
+            f"directory per class, or only {', '.join(SPLITS)}."
+            f"{hint or ' Rename the class that is called like a split'}"
         )
     if len(alike) > 1 and len(alike) == len(others):
-        renamed = ", ".join(f"{name} to {split}" for name, split in alike.items())
+        renamed = ", ".join(f"{file_id(name)} to {split}" for name, split in alike.items())
         raise ValueError(
             f"{root} holds {', '.join(others)}, expected classes, or {', '.join(SPLITS)}: rename {renamed}"
         )

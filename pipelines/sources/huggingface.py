@@ -23,8 +23,8 @@ def open_huggingface(name: str) -> Source:
     """Open a set.
 
     Args:
-        name: A folder of `save_to_disk`, a folder of Parquet files, or USER/SET or USER/SET:CONFIGURATION of the Hub. What
-            was downloaded before is taken without the network.
+        name: A folder of `save_to_disk`, a folder of Parquet files, or USER/SET or USER/SET:CONFIGURATION of the Hub.
+            What was downloaded before is taken without the network.
 
     Raises:
         FileNotFoundError: It is not here, and cannot be downloaded; or has no labeled images.
@@ -35,6 +35,7 @@ def open_huggingface(name: str) -> Source:
     parts = _name_splits(name, _open_folder(path) if path.is_dir() else _download(name))
     first = next(iter(parts.values()))
     image, label = _find_image(name, first), _find_label(name, first)
+    _check_alike(name, parts, [image, label])
     tables = {split: _table(part, label) for split, part in parts.items()}
     classes = _list_classes(first.features[label], list(tables.values()))
     labels = {split: _index(column, first.features[label], classes) for split, column in tables.items()}
@@ -109,8 +110,8 @@ def _name_splits(name: str, opened: Any) -> dict[str | None, Any]:
     named: dict[str | None, Any] = {TO_OURS[split]: part for split, part in opened.items() if split in TO_OURS}
     if unknown or len(named) < len(opened):
         raise ValueError(
-            f"huggingface:{name} has the splits {', '.join(opened)}, expected train, validation and test, or some of them. "
-            "Rename them in a DatasetDict, and give the folder that its save_to_disk writes"
+            f"huggingface:{name} has the splits {', '.join(opened)}, expected train, validation and test, or some of "
+            "them. Rename them in a DatasetDict, and give the folder that its save_to_disk writes"
         )
     return {split: named[split] for split in SPLITS if split in named}
 
@@ -121,8 +122,8 @@ def _find_image(name: str, part: Any) -> str:
     columns = [column for column, kind in part.features.items() if isinstance(kind, datasets.Image)]
     if len(columns) != 1:
         raise ValueError(
-            f"huggingface:{name} has {len(columns)} columns of type Image{_told(columns)}, expected one among its columns "
-            f"{_describe(part)}. {FIX}"
+            f"huggingface:{name} has {len(columns)} columns of type Image{_told(columns)}, expected one among its "
+            f"columns {_describe(part)}. {FIX}"
         )
     return str(columns[0])
 
@@ -134,10 +135,21 @@ def _find_label(name: str, part: Any) -> str:
     columns = [column for column, kind in part.features.items() if isinstance(kind, datasets.ClassLabel)]
     if len(columns) != 1 and not named:
         raise ValueError(
-            f"huggingface:{name} has {len(columns)} columns of type ClassLabel{_told(columns)}, expected one, or a column "
-            f"{' or '.join(LABELS)} of integers or names, among its columns {_describe(part)}. {FIX}"
+            f"huggingface:{name} has {len(columns)} columns of type ClassLabel{_told(columns)}, expected one, or a "
+            f"column {' or '.join(LABELS)} of integers or names, among its columns {_describe(part)}. {FIX}"
         )
     return columns[0] if len(columns) == 1 else named[0]
+
+
+def _check_alike(name: str, parts: dict[str | None, Any], columns: list[str]) -> None:
+    """Refuse splits that number their classes differently: the labels of one would mean others."""
+    kinds = {split: [part.features.get(column) for column in columns] for split, part in parts.items()}
+    for split, kind in kinds.items():
+        if kind != next(iter(kinds.values())):
+            raise ValueError(
+                f"huggingface:{name} has other types of {' and '.join(columns)} in its split {split}: {kind}, expected "
+                f"those of the first split, {next(iter(kinds.values()))}. Bring them together with cast_column"
+            )
 
 
 def _is_label(kind: Any) -> bool:

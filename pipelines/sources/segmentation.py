@@ -41,12 +41,12 @@ def open_segmentation(root: Path, *, void_index: int | None) -> Source:
     content = list_folder(root, known=(CLASSES,))
     if not any(path.rpartition("/")[2] in ("images", "masks") for path in content.directories if path.count("/") < 2):
         raise ValueError(
-            f"{root} holds no directories images and masks; for `task: segmentation` expected {EXPECTED}. Where it has a "
-            "directory per class, set `task: classification` in params.yaml"
+            f"{root} holds no directories images and masks; for `task: segmentation` expected {EXPECTED}. Where it has "
+            "a directory per class, set `task: classification` in params.yaml"
         )
     tops = [path for path in content.directories if "/" not in path and path not in ("images", "masks")]
     given = find_splits(root, tops)
-    names = _read_classes(root, is_usable=not any(stray.path == CLASSES for stray in content.strays))
+    names = _read_classes(root, next((stray.reason for stray in content.strays if stray.path == CLASSES), ""))
     values = [value for value in range(len(names)) if value != void_index]
     pairs = _pair(content.images, level=1 if given else 0)
     if not pairs.images:
@@ -54,7 +54,7 @@ def open_segmentation(root: Path, *, void_index: int | None) -> Source:
         raise FileNotFoundError(f"{root} holds no image with a mask; expected {EXPECTED}{first}")
     directory = str(root)
     return make_source(
-        root.resolve().name,
+        file_id(root.resolve().name),
         [names[value] for value in values],
         [file_id(path) for path in pairs.images],
         labels=np.full(len(pairs.images), -1, np.int64),
@@ -66,11 +66,12 @@ def open_segmentation(root: Path, *, void_index: int | None) -> Source:
     )
 
 
-def _read_classes(root: Path, *, is_usable: bool) -> list[str]:
+def _read_classes(root: Path, stray: str) -> list[str]:
     path = root / CLASSES
-    if not is_usable or not path.is_file():
+    if stray or not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist, expected a name per line: line k, counted from 0, names the value k in the masks"
+            f"{path} {f'is {stray}' if stray else 'does not exist'}; expected a file with a name per line: line k, "
+            "counted from 0, names the value k in the masks"
         )
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]

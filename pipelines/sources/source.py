@@ -68,8 +68,11 @@ def make_source(
     """Return a `Source` of images in any order. It has them by id.
 
     Raises:
-        ValueError: Two images have the same id.
+        ValueError: Two images have the same id, or one has a label that is none of the classes.
     """
+    if len(labels) and labels.max() >= len(classes):
+        wrong = ids[int(labels.argmax())]
+        raise ValueError(f"{wrong!r} of {name} has the label {labels.max()}, but there are {len(classes)} classes")
     order = sorted(range(len(ids)), key=ids.__getitem__)
     for first, second in pairwise(order):
         if ids[first] == ids[second]:

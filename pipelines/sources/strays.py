@@ -70,7 +70,7 @@ def leave_out(root: Path, strays: Iterable[Stray]) -> list[LeftOut]:
 def _look_into(path: Path) -> str:
     """Say what a file without the extension of an image is."""
     extension = path.suffix
-    said = f"the extension {extension}" if extension else "no extension"
+    said = f"the extension {file_id(extension)}" if extension else "no extension"
     try:
         with path.open("rb") as file:
             start = file.read(12)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,8 @@ class _Rows:
 def open_csv(path: Path) -> Source:
     """Open a CSV file, in UTF-8, with the paths of images relative to its folder.
 
-    A file that is missing counts as an image that cannot be read, so that it is named. An image that is listed again has
-    the id PATH#2, so that two labels for one image come to light.
+    A file that is missing counts as an image that cannot be read, so that it is named. An image that is listed again
+    has the id PATH#2, so that two labels for one image come to light.
 
     Raises:
         FileNotFoundError: No row is an image.
@@ -45,9 +46,8 @@ def open_csv(path: Path) -> Source:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows, has_groups = _read_rows(path, file)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"{path} is no CSV file: {error}; expected a header and rows with commas") from error
+        line = _first_broken_line(path)
+        raise ValueError(f"{path}, line {line}: this is no UTF-8 text ({error.reason}); save it as UTF-8") from error
     if not rows.ids:
         left = f"; {len(rows.left_out):,} are left out, the first: {rows.left_out[0].reason}" if rows.left_out else ""
         raise FileNotFoundError(f"{path} lists no images{left}")
@@ -69,11 +69,11 @@ def open_csv(path: Path) -> Source:
 def _read_rows(path: Path, lines: Iterator[str]) -> tuple[_Rows, bool]:
     """Return the rows, and whether they have groups."""
     reader = csv.reader(lines, strict=True)
-    header = [name.strip() for name in next(reader, [])]
+    header = [name.strip() for name in next(_lines(path, reader), [])]
     _check_header(path, header)
     places = {name: header.index(name) for name in COLUMNS if name in header}
     rows, seen = _Rows(), Counter[str]()
-    for cells in reader:
+    for cells in _lines(path, reader):
         if not any(map(str.strip, cells)):
             continue  # an empty line, such as the last one
         if len(cells) != len(header):
@@ -85,13 +85,30 @@ def _read_rows(path: Path, lines: Iterator[str]) -> tuple[_Rows, bool]:
     return rows, "group" in places
 
 
+def _lines(path: Path, reader: Any) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        expected = "expected rows with commas, and quotes in pairs"
+        raise ValueError(f"{path}, line {reader.line_num}: this is no CSV: {error}; {expected}") from error
+
+
+def _first_broken_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return number  # cut within a character
+
+
 def _check_header(path: Path, header: Sequence[str]) -> None:
     missing = [name for name in REQUIRED if name not in header]
     if missing:
         raise ValueError(
-            f"{path} has the columns {', '.join(header) or 'of an empty file'}, expected {', '.join(REQUIRED)} and, where "
-            f"there are any, {', '.join(OPTIONAL)}: there is no {' and no '.join(missing)}; its first line names them, "
-            "with commas between"
+            f"{path} has no column {' and no '.join(missing)}; its first line has {', '.join(header) or 'nothing'}, "
+            f"expected {', '.join(REQUIRED)} and, where there are any, {', '.join(OPTIONAL)}, with commas between"
         )
     for name in header:
         if name in COLUMNS:
@@ -112,7 +129,7 @@ def _check_values(place: str, values: dict[str, str]) -> None:
 def _add(rows: _Rows, values: dict[str, str], seen: Counter[str], *, line: int) -> None:
     path = posixpath.normpath(values["image"])
     if path.startswith(("/", "../")) or path in ("..", ".") or "\0" in path:
-        reason = f"line {line}: a path that leaves the folder of the CSV file: copy the file into it"
+        reason = f"line {line}: a path that is absolute or leaves the folder of the CSV file: copy the file into it"
         rows.left_out.append(LeftOut(values["image"], reason))
         return
     seen[path] += 1

@@ -61,7 +61,8 @@ def open_torchvision(name: str, *, root: Path = ROOT) -> Source:
     sets = {split: _open(name, root, arguments) for split, arguments in KNOWN[name].items()}
     labels = [_labels_of(opened) for opened in sets.values()]
     count = max(int(part.max()) for part in labels) + 1
-    classes = [str(known) for known in getattr(next(iter(sets.values())), "classes", range(count))]
+    known = getattr(next(iter(sets.values())), "classes", range(count))
+    classes = [names[0] if isinstance(names, tuple) else str(names) for names in known]  # Imagenette has synonyms
     readers = [_reader(opened) for opened in sets.values()]
     rows = [(part, row) for part, of_part in enumerate(labels) for row in range(len(of_part))]
     names = [split or "image" for split in sets]
@@ -103,8 +104,8 @@ def _download(known: Callable[..., Any], root: Path, arguments: dict[str, Any]) 
     except Exception as error:  # of the network, of archives, of parsers
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise FileNotFoundError(
-            f"torchvision.datasets.{name} is not whole in {root.absolute()}, and cannot be downloaded ({reason[0]}). Where "
-            f'there is a network, run `python -c "import torchvision; torchvision.datasets.{name}'
+            f"torchvision.datasets.{name} is not whole in {root.absolute()}, and cannot be downloaded ({reason[0]}). "
+            f'Where there is a network, run `python -c "import torchvision; torchvision.datasets.{name}'
             f"({', '.join([repr(root.as_posix()), *(f'{key}={value!r}' for key, value in arguments.items())])}, "
             f'download=True)"`, and copy the folder here'
         ) from error
