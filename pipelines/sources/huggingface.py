@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.file_tree import is_inside, read_file
+from pipelines.file_tree import is_inside, is_regular, read_file
 from pipelines.sources.source import SPLITS, LeftOut, Source, make_source
 
 TO_OURS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -191,16 +191,20 @@ def _leave_out(labels: dict[str | None, Any]) -> list[LeftOut]:
 
 def _reader(part: Any, image: str, folder: Path) -> Callable[[int], bytes]:
     import datasets
+    from huggingface_hub import constants
 
     files = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    homes = [os.path.realpath(home) for home in (folder, datasets.config.HF_CACHE_HOME) if Path(home).is_dir()]
+    # not all of HF_HOME: the token of the user is in it
+    homes = [folder, *map(Path, (datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE))]
+    real_homes = [os.path.realpath(home) for home in homes if home.is_dir()]
 
     def read(row: int) -> bytes:
         file = files[row][image] or {}
         if file.get("bytes") is not None:
             return bytes(file["bytes"])
         real = os.path.realpath(file.get("path") or "")
-        if not any(is_inside(real, home) for home in homes):  # a set may name any file of this machine
+        is_ours = any(is_inside(real, home) for home in real_homes)  # a set may name any file of this machine
+        if not is_ours or not is_regular(real):
             raise OSError("the set has no bytes of this image, and no path within the set")
         return read_file(real)
 
