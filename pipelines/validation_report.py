@@ -85,7 +85,7 @@ def _printable(text: str) -> str:
 
 def _shorten(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    line = _printable(" ".join(text.split()))
+    line = _printable(text)
     return line if len(line) <= MAX_VALUE else line[: MAX_VALUE - 3] + "..."
 
 
