@@ -74,13 +74,24 @@ def describe_rows(source: Source, rows: Iterable[int], *, shorter_side: int | No
     described = []
     for row in rows:
         mark(row)
-        data = source.read(row)
-        mask = source.read_mask(row) if source.read_mask else None
-        described.append(_describe_files(source, data, mask, shorter_side, void_index))
+        try:
+            data = source.read(row)
+            mask = source.read_mask(row) if source.read_mask else None
+        except OSError as error:
+            described.append(_unreadable(source, error))
+        else:
+            described.append(_describe_files(source, data, mask, shorter_side, void_index))
     columns = [*IMAGE_COLUMNS, *(MASK_COLUMNS if source.read_mask else []), *STORED_COLUMNS]
     values = zip(*described, strict=True) if described else [[]] * len(columns)
     arrays = [pa.array(list(value), kind) for value, (_, kind) in zip(values, columns, strict=True)]
     return pa.Table.from_arrays(arrays, schema=pa.schema(columns))
+
+
+def _unreadable(source: Source, error: OSError) -> tuple[object, ...]:
+    reason = f"the file cannot be read: {error.strerror or error}"[:MAX_REASON]
+    classes = len(source.mask_values or [])
+    mask = MaskDescription(reason, NAN, [0] * classes) if source.read_mask else ()
+    return (*Description(decode_error=reason), *mask, "", 0)
 
 
 def _describe_files(

@@ -6,13 +6,12 @@ A tracking server that does not answer stops a stage before its work begins.
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_rm.config import Tracking
-from pipelines.lineage import data_hash, git_tags
+from pipelines.lineage import git_tags
+from pipelines.tracking.dataset import VALIDATION, log_dataset
 from pipelines.tracking.journal import Journal, open_journal
 from pipelines.tracking.recording import Run
 from pipelines.tracking.store import (
@@ -57,7 +56,7 @@ _parents: dict[str, Journal] = {}  # of the parent runs that this process has op
 def start_run(
     stage: str, tracking: Tracking, parameters: Mapping[str, Any], *, context: str, resume: str | None = None
 ) -> Iterator[Run]:
-    """Open an MLflow run for a stage, with its parameters, the prepared data and its DVC hash, and system metrics.
+    """Open an MLflow run for a stage, with its parameters, the prepared data and what validation found, system metrics.
 
     Args:
         stage: The DVC stage, which is also the name of the run.
@@ -79,8 +78,10 @@ def start_run(
             journal, last_steps = _create_run(client, stage, tracking, {"dvc.stage": stage, **_parent_tags()}), {}
             with _failed_if_refused(client, journal):
                 _log_parameters(client, journal.run_id, parameters)
-                _log_dataset(client, journal.run_id, context)
+                log_dataset(client, journal.run_id, context)
     run = Run(client, journal, last_steps, system_metrics_interval=tracking.system_metrics_interval)
+    if VALIDATION.is_file():
+        run.log_artifacts(VALIDATION, folder="data")
     try:
         yield run
     except BaseException as error:
@@ -211,28 +212,6 @@ def _log_parameters(client: "MlflowClient", run_id: str, parameters: Mapping[str
     from mlflow.entities import Param
 
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(parameters).items()])
-
-
-def _log_dataset(client: "MlflowClient", run_id: str, context: str) -> None:
-    import json
-
-    import pandas as pd
-    from mlflow.data.pandas_dataset import from_pandas
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    prepared = Path("data/prepared")
-    name = json.loads((prepared / "dataset.json").read_text(encoding="utf-8"))["name"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # remarks on our own columns and path
-        dataset = from_pandas(
-            pd.read_parquet(prepared / "manifest.parquet"),
-            source=str(prepared),
-            name=name,
-            targets="label",
-            digest=data_hash(),
-        )
-        entity = Dataset(**dataset.to_dict())
-        client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
 
 def _is_interruption(error: BaseException) -> bool:

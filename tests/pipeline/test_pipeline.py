@@ -123,6 +123,12 @@ def test_every_training_is_a_run(finished):
     assert (
         dict(query(finished, "select name, digest from datasets"))["digits"] in (finished.root / "dvc.lock").read_text()
     )
+    tagged = "select distinct name, value from input_tags join inputs using (input_uuid) where destination_id"
+    found = f"{tagged} = '{run}'"
+    assert dict(query(finished, found))["validation.passed"] == "true"
+    (folder,) = query(finished, f"select artifact_uri from runs where run_uuid = '{run}'")[0]
+    recorded = Path(folder.removeprefix("file://")) / "data/validation.json"
+    assert recorded.read_bytes() == (finished.root / "reports/validation.json").read_bytes()
 
 
 def test_the_first_version_is_challenger_and_champion(finished):

@@ -110,7 +110,13 @@ def test_files_that_change_meanwhile(tmp_path):
     with pytest.raises(ValueError, match=r"'cat/00.png' changed while it was being prepared: run again"):
         prepare_made(made(files | {"cat/00.png": read}), output)
     assert tree(output) == before
-    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
-        prepare_made(made(files | {"cat/00.png": (tmp_path / "gone.png").read_bytes}), output)
-    assert tree(output) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00.png", "prepared", "prepared.lock"]
+
+
+def test_a_file_that_cannot_be_read_is_a_row(tmp_path):
+    output = tmp_path / "prepared"
+    prepare_made(made(pets() | {"cat/00.png": (tmp_path / "gone.png").read_bytes}), output)
+    manifest = pq.read_table(output / "manifest.parquet").to_pandas().set_index("id")
+    row = manifest.loc["cat/00.png"]
+    assert (row.decode_error, row.sha256) == ("the file cannot be read: No such file or directory", "")
+    assert (manifest.decode_error == "").sum() == len(pets()) - 1
