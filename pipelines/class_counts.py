@@ -30,7 +30,8 @@ def label_counts(manifest: pa.Table, num_classes: int) -> NDArray[np.int64]:  # 
     """Images of each class in all splits; in segmentation pixels."""
     usable = _usable(manifest)
     if "mask_counts" in manifest.column_names:
-        return mask_counts(usable, num_classes).sum(axis=0)
+        counts: NDArray[np.int64] = mask_counts(usable, num_classes).sum(axis=0)
+        return counts
     return _count_labels(usable, num_classes)
 
 
@@ -59,7 +60,7 @@ def _count_labels(manifest: pa.Table, num_classes: int) -> NDArray[np.int64]:  #
 
 
 def _count_masks(manifest: pa.Table, num_classes: int) -> NDArray[np.int64]:  # (C,)
-    return np.count_nonzero(mask_counts(manifest, num_classes), axis=0)
+    return np.asarray(np.count_nonzero(mask_counts(manifest, num_classes), axis=0))
 
 
 def _usable(manifest: pa.Table, split: str | None = None) -> pa.Table:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from pipelines.class_counts import label_counts
 from pipelines.manifest import CHANNELS, is_decodable, to_numpy
 
+Amounts = NDArray[np.float64] | NDArray[np.int64]
 BINS = 10
 SMALLEST_SHARE = 1e-4  # of an empty bin: the index would be infinite
 
 
-def population_stability_index(previous: NDArray[np.float64], present: NDArray[np.float64]) -> float:  # (B,), (B,)
+def population_stability_index(previous: Amounts, present: Amounts) -> float:  # (B,), (B,)
     """sum_b (q_b - p_b) ln(q_b / p_b), the shares p (previous) and q (present) of the bins from how much is in each.
 
     As a rule of thumb, below 0.1 nothing has changed, over 0.2 it has.

@@ -147,7 +147,7 @@ def _look_at_link(entry: os.DirEntry[str], parent: _Directory, home: str | None)
         return False, f"{link}: {error.strerror}"
     is_directory = stat.S_ISDIR(state.st_mode)
     if home is not None and not is_inside(os.path.realpath(entry.path), home):
-        return is_directory, f"{link}, outside {file_id(home)}: copy {'its files' if is_directory else 'the file'}"
+        return is_directory, f"{link}, out of the source: copy {'its files' if is_directory else 'the file'}"
     if not is_directory:
         return False, "" if stat.S_ISREG(state.st_mode) else f"{link}, {_describe(state.st_mode)}"
     if _identity(state) in parent.identities:

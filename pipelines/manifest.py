@@ -1,14 +1,13 @@
 """The manifest of the prepared data: its columns, and what follows from more than one of its rows."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-
-from pipelines.sources import SPLITS
 
 CHANNELS = tuple(f"{statistic}_{channel}" for statistic in ("mean", "std") for channel in "rgb")
 COLUMNS = {
@@ -77,7 +76,7 @@ def _kind(type_: pa.DataType) -> str:
 
 def is_decodable(manifest: pa.Table) -> NDArray[np.bool_]:  # (N,)
     """Whether each image can be decoded."""
-    return to_numpy(pc.equal(manifest["decode_error"], ""))
+    return to_numpy(pc.equal(manifest["decode_error"], "")).astype(bool)
 
 
 def image_table(manifest: pa.Table) -> pd.DataFrame:
@@ -85,7 +84,8 @@ def image_table(manifest: pa.Table) -> pd.DataFrame:
 
     - `copy_of`: the id of the first image with the same bytes in the same split, null for that image itself;
     - `same_image_in_other_split`, `same_image_with_other_label`: the id of an image with the same bytes there;
-    - `near_duplicate_in_other_split`, `group_in_other_split`: the id of an image of the same set there;
+    - `near_duplicate_in_other_split`: the id of an image of the same set there, for images without a copy there;
+    - `group_in_other_split`: the id of an image of the same group there;
     - `other_format`: the format of a file whose extension says another;
     - `shorter_side`, `longer_side`, `aspect_ratio` (longer over shorter);
     - `largest_std`: the largest standard deviation of the three channels, 0 for an image of one color.
@@ -107,10 +107,12 @@ def _twins(manifest: pa.Table, decodable: NDArray[np.bool_]) -> dict[str, NDArra
     near = pc.if_else(pc.equal(manifest["near_duplicate_of"], ""), manifest["id"], manifest["near_duplicate_of"])
     group = np.where(decodable & to_numpy(pc.not_equal(manifest["group"], "")), to_codes(manifest["group"]), -1)
     file_in_split = np.where(decodable, file * (split.max(initial=0) + 1) + split, -1)
+    copies = find_twins(file, split)
+    near_duplicates = find_twins(np.where(decodable, to_codes(near), -1), split)
     return {
         "copy_of": find_earlier(file_in_split),
-        "same_image_in_other_split": find_twins(file, split),
-        "near_duplicate_in_other_split": find_twins(np.where(decodable, to_codes(near), -1), split),
+        "same_image_in_other_split": copies,
+        "near_duplicate_in_other_split": np.where(copies < 0, near_duplicates, -1),  # copies are told of already
         "group_in_other_split": find_twins(group, split),
         "same_image_with_other_label": find_twins(file, to_numpy(manifest["label"])),
     }
@@ -142,7 +144,7 @@ def _other_formats(manifest: pa.Table, decodable: NDArray[np.bool_]) -> pa.Array
     for extension in set(extensions.dictionary.to_pylist()) & known:
         its_formats = [name for name, allowed in EXTENSIONS.items() if extension in allowed]
         index = extensions.dictionary.index(extension)
-        called = pc.fill_null(pc.equal(extensions.indices, index), False)  # noqa: FBT003
+        called = pc.fill_null(pc.equal(extensions.indices, index), False)
         fits = pc.and_not(fits, pc.and_not(called, pc.is_in(formats, pa.array(its_formats))))
     return pc.if_else(pc.or_(fits, pa.array(~decodable)), None, formats)
 
@@ -152,7 +154,7 @@ def to_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:  # (N,)
     return to_numpy(column.combine_chunks().dictionary_encode().indices).astype(np.int64)
 
 
-def to_numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[np.generic]:  # (N,)
+def to_numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:  # (N,)
     """The values of a column; null is NaN."""
     flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.asarray(flat.to_numpy(zero_copy_only=False))
@@ -164,7 +166,7 @@ def find_earlier(keys: NDArray[np.int64]) -> NDArray[np.int64]:  # (N,) -> (N,)
     return np.where((keys < 0) | (first == np.arange(len(keys))), -1, first)
 
 
-def find_twins(keys: NDArray[np.int64], values: NDArray[np.generic]) -> NDArray[np.int64]:  # (N,), (N,) -> (N,)
+def find_twins(keys: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.int64]:  # (N,), (N,) -> (N,)
     """For each row the first one with its key but another value, -1 where there is none or its key is -1."""
     if not len(keys):
         return keys

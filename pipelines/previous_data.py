@@ -74,7 +74,7 @@ def _find(prepared: Path, columns: list[str]) -> PreviousData:
         if files["manifest.parquet"] == manifest_hash:
             continue
         dataset = json.loads(_cached(cache, files["dataset.json"]).read_bytes())
-        if (dataset["source"], dataset["task"]) == (present["source"], present["task"]):
+        if all(dataset.get(name) == present[name] for name in ("source", "task")):
             manifest = pq.read_table(_cached(cache, files["manifest.parquet"]), columns=columns)
             return PreviousData(digest, dataset["classes"], manifest)
     raise NoPreviousDataError("git has no earlier version of data from this source (it is the first one)")

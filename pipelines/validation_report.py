@@ -1,13 +1,12 @@
-"""What is said of a validation: the report, the table in the terminal, the summary for a tracker."""
+"""What is said of a validation: the report, and the table in the terminal."""
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Great Expectations takes seconds to load
     from pipelines.expectations.checks import ExpectationResult
 
 HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
-MAX_VALUE = 80  # characters of an observed value in the table
+MAX_VALUE = 100  # characters of an observed value in the table
 EVERY_ROW = "every row"  # the id of the sample where a column as a whole is not as expected
 INDENT = " " * HEADER.index("expectation")
 
@@ -35,25 +34,6 @@ def build_report(
         "previous_data": previous_data,
         "expectations": [_to_json(result) for result in results],
     }
-
-
-def validation_summary(report: Mapping[str, Any]) -> dict[str, str | float]:
-    """What a tracker is to know of a validation, from the content of `reports/validation.json`."""
-    failed = [entry for entry in report["expectations"] if not entry["success"]]
-    names = {severity: _names(failed, severity) for severity in ("critical", "warning")}
-    return {
-        "passed": str(report["success"]).lower(),
-        "expectations": float(report["statistics"]["evaluated"]),
-        "failed_critical": float(report["statistics"]["failed_critical"]),
-        "failed_warning": float(report["statistics"]["failed_warning"]),
-        "critical": names["critical"],
-        "warnings": names["warning"],
-        "previous_data": report["previous_data"] or "",
-    }
-
-
-def _names(failed: Sequence[Mapping[str, Any]], severity: str) -> str:
-    return ", ".join(f"{entry['table']}.{entry['column']}" for entry in failed if entry["severity"] == severity)
 
 
 def format_table(results: "list[ExpectationResult]", *, num_rows: int) -> str:
@@ -85,7 +65,7 @@ def _printable(text: str) -> str:
 
 def _shorten(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    line = _printable(" ".join(text.split()))
+    line = _printable(text)
     return line if len(line) <= MAX_VALUE else line[: MAX_VALUE - 3] + "..."
 
 

@@ -1,14 +1,14 @@
 """Tables against their expectations, and the Data Docs on the outcome."""
 
-import gc
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-gc.disable()  # while thousands of classes are made, nothing becomes garbage: 0.3 s
 import great_expectations as gx
+import pandas as pd
+import pyarrow as pa
 from great_expectations.data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import (
     DataContextConfig,
@@ -16,8 +16,6 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 from great_expectations.expectations.expectation import Expectation
-import pandas as pd
-import pyarrow as pa
 
 from grpo_rm.config import Expectations
 from pipelines.class_counts import class_changes, class_table
@@ -27,8 +25,6 @@ from pipelines.expectations.samples import thumbnails
 from pipelines.manifest import image_table, schema_table
 from pipelines.previous_data import PreviousData
 from pipelines.validation_report import EVERY_ROW
-
-gc.enable()
 
 MAX_SAMPLES = 5
 # The rows themselves, a few of them: the list of all indices that a fuller format makes takes minutes for a million.

@@ -8,12 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
-from great_expectations.execution_engine import PandasExecutionEngine
+from great_expectations.execution_engine import ExecutionEngine, PandasExecutionEngine
 from great_expectations.expectations.expectation import ColumnAggregateExpectation
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 from great_expectations.expectations.metrics import ColumnAggregateMetricProvider
 from great_expectations.expectations.metrics.metric_provider import metric_value
-from great_expectations.render import LegacyDiagnosticRendererType, LegacyRendererType, RenderedStringTemplateContent
+from great_expectations.render import (
+    CollapseContent,
+    LegacyDiagnosticRendererType,
+    LegacyRendererType,
+    RenderedStringTemplateContent,
+)
 from great_expectations.render.renderer.renderer import renderer
 from numpy.typing import NDArray
 
@@ -32,7 +37,7 @@ class ColumnPopulationStabilityIndex(ColumnAggregateMetricProvider):
 
     @metric_value(engine=PandasExecutionEngine)
     def _pandas(
-        cls,
+        cls,  # noqa: N805
         execution_engine: PandasExecutionEngine,
         metric_domain_kwargs: dict[str, Any],
         metric_value_kwargs: dict[str, Any],
@@ -56,7 +61,7 @@ class ColumnKolmogorovSmirnov(ColumnAggregateMetricProvider):
 
     @metric_value(engine=PandasExecutionEngine)
     def _pandas(
-        cls,
+        cls,  # noqa: N805
         execution_engine: PandasExecutionEngine,
         metric_domain_kwargs: dict[str, Any],
         metric_value_kwargs: dict[str, Any],  # noqa: ARG002
@@ -76,7 +81,8 @@ class ColumnDistance(ColumnAggregateExpectation):
 
     max_value: float
     symbol: ClassVar[str]
-    success_keys = ("max_value",)
+    metric_dependencies: ClassVar[tuple[str, ...]] = ()
+    success_keys: ClassVar[tuple[str, ...]] = ("max_value",)
     args_keys = ("column", "max_value")
 
     @classmethod
@@ -87,7 +93,7 @@ class ColumnDistance(ColumnAggregateExpectation):
         self,
         metrics: dict[str, Distance],
         runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG002
-        execution_engine: PandasExecutionEngine | None = None,  # noqa: ARG002
+        execution_engine: ExecutionEngine[Any] | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         found = metrics[self.metric_dependencies[0]]
         distance = round(found["distance"], 4)
@@ -114,7 +120,7 @@ class ColumnDistance(ColumnAggregateExpectation):
         configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
         result: ExpectationValidationResult | None = None,
         runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-    ) -> list[RenderedStringTemplateContent]:
+    ) -> list[RenderedStringTemplateContent | CollapseContent]:
         if result is None or result.success:
             return []
         changes = result.result["details"]["changes"]

@@ -7,7 +7,12 @@ from typing import Any
 import great_expectations.expectations as gxe
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-from great_expectations.render import LegacyDiagnosticRendererType, RenderedStringTemplateContent, RenderedTableContent
+from great_expectations.render import (
+    CollapseContent,
+    LegacyDiagnosticRendererType,
+    RenderedStringTemplateContent,
+    RenderedTableContent,
+)
 from great_expectations.render.renderer.renderer import renderer
 
 # Of the images that the pages under construction may show: renderers get the outcome of an expectation, nothing else.
@@ -34,12 +39,13 @@ class NamesRows:
         configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
         result: ExpectationValidationResult | None = None,
         runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-    ) -> list[RenderedTableContent] | None:
+    ) -> list[RenderedTableContent | CollapseContent] | None:
         if result is None or not (rows := result.result.get("unexpected_rows")):
             return None
+        assert result.expectation_config is not None
         column = result.expectation_config.kwargs["column"]
         pictures = thumbnails.get()
-        table = [_picture(pictures, row["id"]) + [_text(row["id"]), _text(row[column])] for row in rows]
+        table = [[*_picture(pictures, row["id"]), _text(row["id"]), _text(row[column])] for row in rows]
         header = [*([] if pictures is None else ["image"]), "id", column.replace("_", " ")]
         return [RenderedTableContent(content_block_type="table", table=table, header_row=header, styling=TABLE_STYLE)]
 

@@ -3,6 +3,7 @@
 Each has a description, what is expected, and notes, what to do where it fails; both speak to the owner of the images.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from great_expectations.expectations.expectation import Expectation
@@ -21,7 +22,7 @@ from pipelines.sources import SPLITS
 
 
 def expect(
-    kind: type[Expectation], column: str, severity: str, description: str, fix: str, **limits: Any
+    kind: Callable[..., Expectation], column: str, severity: str, description: str, fix: str, **limits: Any
 ) -> list[Expectation]:
     """Return the expectation, or nothing where it is to be ignored."""
     if severity == "ignore":

@@ -149,7 +149,7 @@ def _sort_classes(labels: set[str]) -> list[str]:
 def _read_inside(home: str, path: str) -> bytes:
     real = os.path.realpath(f"{home}/{path}")
     if not is_inside(real, home):
-        raise OSError(f"it is a link to {real}, outside {home}: copy the file")
+        raise OSError("it is a link out of the folder of the CSV file: copy the file")
     if not is_regular(real):
         raise OSError("it is no file")
     return read_file(real)

@@ -55,7 +55,7 @@ def test_a_stage_starts_without_slow_imports(module):
     [
         ("mlflow", "pipelines/tracking/"),
         ("prefect", "pipelines/flow/"),
-        ("great_expectations", "pipelines/expectations.py"),
+        ("great_expectations", "pipelines/expectations/"),
     ],
 )
 def test_one_module_imports(package, home):
