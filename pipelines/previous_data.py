@@ -3,10 +3,9 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,52 +48,60 @@ def find_previous_data(prepared: Path, *, columns: list[str]) -> PreviousData:
     """
     try:
         return _find(prepared, columns)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         # of whatever commits of other times hold: comparing with them is a service, never a reason to stop
-        raise NoPreviousDataError(f"the previous version of the data cannot be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise NoPreviousDataError(f"the previous version of the data cannot be read: {reason}") from error
 
 
 def _find(prepared: Path, columns: list[str]) -> PreviousData:
-    present = json.loads((prepared / "dataset.json").read_text(encoding="utf-8"))
+    present = json.loads((prepared / "dataset.json").read_bytes())
     with (prepared / "manifest.parquet").open("rb") as file:
         manifest_hash = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     lock = Path("dvc.lock")
-    present_digest = _data_digest(lock.read_bytes()) if lock.is_file() else None
-    cache = None
-    for commit, digest in _committed_versions():
-        cache = cache or _cache_directory()
-        files = _list_files(cache, digest)
+    here = _read_lock(lock.read_bytes()) if lock.is_file() else None
+    versions = [version for version in _committed_versions() if version.source in (None, present["source"])]
+    cache = _cache_directory() if versions else Path()
+    for version in versions:
+        files = _list_files(cache, version.digest)
+        if files is None and here is not None and version.digest == here.digest:
+            continue  # prepared here, and not kept: it is the present one
         if files is None:
-            if digest == present_digest:  # prepared here, and not kept: it is the present one
-                continue
             raise NoPreviousDataError(
-                f"the version of commit {commit[:9]} is not in DVC's cache: `git checkout {commit[:9]} -- dvc.lock && "
-                f"dvc fetch {STAGE}; git checkout HEAD -- dvc.lock` gets it from the DVC remote"
+                f"the version before ({version.digest}) is not in DVC's cache, `dvc fetch --all-commits "
+                f"{OUTPUT}/manifest.parquet {OUTPUT}/dataset.json` gets what is needed of it from the DVC remote"
             )
-        if files["manifest.parquet"] == manifest_hash:
-            continue
         dataset = json.loads(_cached(cache, files["dataset.json"]).read_bytes())
-        if all(dataset.get(name) == present[name] for name in ("source", "task")):
+        is_same_kind = all(dataset.get(name) == present[name] for name in ("source", "task"))
+        if is_same_kind and files["manifest.parquet"] != manifest_hash:
             manifest = pq.read_table(_cached(cache, files["manifest.parquet"]), columns=columns)
-            return PreviousData(digest, dataset["classes"], manifest)
+            return PreviousData(version.digest, dataset["classes"], manifest)
     raise NoPreviousDataError("git has no earlier version of data from this source (it is the first one)")
 
 
-def _committed_versions() -> Iterator[tuple[str, str]]:
-    """The commits that changed the prepared data, and its hash in each, newest first."""
-    seen: set[str] = set()
-    for commit in _git("log", f"--max-count={MAX_COMMITS}", "--format=%H", "--", "dvc.lock").split():
-        shown = subprocess.run(["git", "show", f"{commit}:./dvc.lock"], check=False, capture_output=True)
-        digest = _data_digest(shown.stdout) if shown.returncode == 0 else None  # else that commit deleted it
-        if digest and digest not in seen:
-            seen.add(digest)
-            yield commit, digest
+class _Version(NamedTuple):
+    """What a dvc.lock says of the prepared data: its hash, and `data.source`, None where it does not say."""
+
+    digest: str
+    source: str | None
 
 
-def _data_digest(lock: bytes) -> str | None:
-    stages: dict[str, Any] = yaml.load(lock, yaml.CSafeLoader)["stages"]
-    outs = stages.get(STAGE, {}).get("outs", [])
-    return next((out["md5"] for out in outs if out["path"] == OUTPUT), None)
+def _committed_versions() -> list[_Version]:
+    """The versions of the prepared data that were committed, newest first."""
+    commits = _git("log", f"--max-count={MAX_COMMITS}", "--format=%H", "--", "dvc.lock").split()
+    shown = [subprocess.run(["git", "show", f"{it}:./dvc.lock"], check=False, capture_output=True) for it in commits]
+    versions = [_read_lock(done.stdout) for done in shown if done.returncode == 0]  # else that commit deleted it
+    return list(dict.fromkeys(version for version in versions if version is not None))
+
+
+def _read_lock(lock: bytes) -> _Version | None:
+    """What a dvc.lock says, None where it says nothing: once committed, one with merge conflicts is there for good."""
+    try:
+        stage: dict[str, Any] = yaml.load(lock, yaml.CSafeLoader)["stages"][STAGE]
+        digest = next(out["md5"] for out in stage["outs"] if out["path"] == OUTPUT)
+    except (yaml.YAMLError, KeyError, TypeError, StopIteration):
+        return None
+    return _Version(digest, stage.get("params", {}).get("params.yaml", {}).get("data.source"))
 
 
 def _list_files(cache: Path, digest: str) -> dict[str, str] | None:
@@ -112,10 +119,14 @@ def _cached(cache: Path, digest: str) -> Path:
 
 
 def _cache_directory() -> Path:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo:
-        return Path(repo.cache.local.path)
+    try:
+        with Repo() as repo:
+            return Path(repo.cache.local.path)
+    except DvcException as error:
+        raise NoPreviousDataError(f"DVC has no cache here ({error})") from error
 
 
 def _git(*arguments: str) -> str:
