@@ -5,13 +5,15 @@ from typing import Any
 
 import httpx
 
+SECONDS = 300  # for what takes some seconds on a machine that has nothing else to do
+
 
 class PrefectApi:
     """A running server."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._client = httpx.Client(base_url=url, timeout=30)
+        self._client = httpx.Client(base_url=url, timeout=60)
 
     def close(self) -> None:
         self._client.close()
@@ -27,12 +29,19 @@ class PrefectApi:
         self._answer("DELETE", path)
 
     def _answer(self, method: str, path: str, content: Any = None) -> httpx.Response:
-        for _ in range(20):
-            answer = self._client.request(method, path, json=content)
-            if answer.status_code != 503:  # its database is busy; Prefect's own client tries again as well
-                break
+        """Ask until the server answers: on a busy machine its database is busy too, and Prefect's own client waits."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                answer = self._client.request(method, path, json=content)
+            except httpx.TransportError:
+                asks_only = method == "GET" or path.endswith("/filter")
+                if not asks_only or time.monotonic() > deadline:
+                    raise
+            else:
+                if answer.status_code != 503 or time.monotonic() > deadline:
+                    return answer.raise_for_status()
             time.sleep(1)
-        return answer.raise_for_status()
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"/deployments/name/{name}")
@@ -45,7 +54,7 @@ class PrefectApi:
     def state(self, run: str) -> dict[str, Any]:
         return self.get(f"/flow_runs/{run}")["state"]
 
-    def wait(self, run: str, *, seconds: float = 120) -> dict[str, Any]:
+    def wait(self, run: str, *, seconds: float = SECONDS) -> dict[str, Any]:
         """Wait until a run has ended, and return its state."""
         deadline = time.monotonic() + seconds
         while (state := self.state(run))["type"] not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
@@ -53,12 +62,21 @@ class PrefectApi:
             time.sleep(0.3)
         return state
 
-    def wait_for_log(self, run: str, text: str, *, seconds: float = 90) -> None:
+    def wait_for_log(self, run: str, text: str, *, seconds: float = SECONDS) -> None:
         """Wait until a line of the run's log, or of its tasks', has a text."""
         deadline = time.monotonic() + seconds
         while not any(text in line for line in self.log(run)):
             assert time.monotonic() < deadline, (self.state(run), self.log(run))
             time.sleep(0.3)
+
+    def unfinished(self) -> list[str]:
+        """Return the runs that have begun and not ended."""
+        states = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]}}}
+        return [run["id"] for run in self.post("/flow_runs/filter", {"flow_runs": states})]
+
+    def give_up(self, run: str) -> None:
+        """Call a run cancelled whose processes are gone."""
+        self.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
     def cancel(self, run: str) -> None:
         self.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})

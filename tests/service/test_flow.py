@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from prefect_api import PrefectApi
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.service]
+pytestmark = [pytest.mark.pipeline, pytest.mark.service, pytest.mark.timeout(1200)]
 
 MODEL = "models/finetune/grpo_rm/model.safetensors"
 
@@ -55,42 +55,54 @@ class Worker:
         )
 
     def flows(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if "prefect.engine" in " ".join(child.cmdline())]
+        """Return the runs' processes, of a worker that has been killed as well."""
+        return [process for process, command in processes_of(self.workspace.root) if "prefect.engine" in command]
 
     def kill(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+    def end(self) -> None:
+        """Kill the worker and what its runs have started."""
+        flows = self.flows()
+        self.kill()
+        for flow in flows:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(flow.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def worker(finished, prefect: PrefectApi) -> Iterator[Worker]:  # noqa: ARG001
     worker = Worker(finished)
     yield worker
-    flows = worker.flows()
-    worker.kill()
-    for flow in flows:
-        os.killpg(flow.pid, signal.SIGKILL)
+    worker.end()
 
 
 @pytest.fixture
-def clean(workspace, worker: Worker):  # noqa: ARG001
-    """The workspace as committed; commits that a run makes are taken back."""
+def clean(workspace, prefect: PrefectApi, worker: Worker):
+    """The workspace as committed; commits that a run makes are taken back, and what a failed test left running ends."""
     head = workspace.succeed("git", "rev-parse", "HEAD").strip()
     yield workspace
+    if left := prefect.unfinished():
+        worker.end()
+        for run in left:
+            prefect.give_up(run)
+        worker.start()
     workspace.succeed("git", "reset", "--quiet", "--hard", head)
 
 
-def processes_in(root: Path) -> list[str]:
-    """Return the commands of the stages that run in a clone."""
-    found = []
+def processes_of(root: Path) -> Iterator[tuple[psutil.Process, str]]:
+    """Yield the processes that run in a clone, and their commands."""
     for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(root) and "pipelines." in " ".join(process.cmdline()):
-                found.append(" ".join(process.cmdline()))
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return [command for command in found if "pipelines.services" not in command]
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.cwd() == str(root):
+                yield process, " ".join(process.cmdline())
+
+
+def stages_in(root: Path) -> list[str]:
+    """Return the commands of the stages that run in a clone."""
+    commands = [command for _, command in processes_of(root) if "pipelines." in command]
+    return [command for command in commands if "pipelines.services" not in command]
 
 
 def wait_until(condition: Callable[[], list], seconds: float) -> list:
@@ -107,7 +119,7 @@ def test_nothing_to_do(clean):
     log = clean.run("python", "-m", "pipelines.flow.pipeline").stderr
     assert "nothing changed: 9 stages are as they were" in log
     assert log.count("Finished in state Cached") == 9
-    assert time.monotonic() - started < 20  # measured: 3 s alone on 2 cores; docs/benchmarks.md
+    assert time.monotonic() - started < 60  # measured: 3 s alone on 2 cores; docs/benchmarks.md
 
 
 def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
@@ -118,12 +130,12 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
     prefect.wait_for_log(run, "  epoch 2/12")  # of the arm that got the GPU first
     prefect.cancel(run)
     assert prefect.wait(run)["type"] == "CANCELLED"
-    assert processes_in(clean.root) == []
+    assert stages_in(clean.root) == []
     assert clean.succeed("git", "status", "--porcelain") == ""
     assert clean.root.joinpath(MODEL).read_bytes() == before
 
     run = prefect.start("pipeline/on-demand", params=params)
-    state = prefect.wait(run, seconds=240)
+    state = prefect.wait(run, seconds=600)
     assert state["type"] == "COMPLETED", (state, prefect.log(run))
     assert any("  resumes at epoch" in line for line in prefect.log(run))
     assert prefect.task_states(run) == {
@@ -213,7 +225,7 @@ def runs_of(prefect: PrefectApi, deployment: str, state: str) -> list[dict]:
 
 def test_a_schedule_runs(clean, prefect: PrefectApi):  # noqa: ARG001
     nightly = prefect.deployment("pipeline/nightly")["id"]
-    scheduled = wait_until(lambda: runs_of(prefect, nightly, "SCHEDULED"), 20)
+    scheduled = wait_until(lambda: runs_of(prefect, nightly, "SCHEDULED"), 120)
     assert {datetime.datetime.fromisoformat(run["expected_start_time"]).hour for run in scheduled} == {2}
 
     # every 15 seconds, so as not to wait for a minute
@@ -221,7 +233,7 @@ def test_a_schedule_runs(clean, prefect: PrefectApi):  # noqa: ARG001
     watched = prefect.deployment("pipeline/on-demand")["id"]
     content = {"schedule": schedule, "active": True, "parameters": {"target": "params"}}
     created = prefect.post(f"/deployments/{watched}/schedules", [content])
-    started = wait_until(lambda: [*runs_of(prefect, watched, "PENDING"), *runs_of(prefect, watched, "RUNNING")], 40)
+    started = wait_until(lambda: [*runs_of(prefect, watched, "PENDING"), *runs_of(prefect, watched, "RUNNING")], 120)
     prefect.delete(f"/deployments/{watched}/schedules/{created[0]['id']}")
     runs = [prefect.wait(run["id"]) for run in started]
     assert runs[0]["message"].startswith("nothing changed")
@@ -265,7 +277,7 @@ def test_new_data_starts_a_run(clean, prefect: PrefectApi):
     assert seen == "grpo-rm.data.changed grpo-rm.data.folder-data-raw-pets"
     deployment = prefect.deployment("pipeline/on-data-change")["id"]
     (run,) = wait_until(
-        lambda: prefect.post("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}}), seconds=30
+        lambda: prefect.post("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}}), seconds=120
     )
     assert run["parameters"] == {"force": ["prepare"], "pull": True, "push": True}
     message = prefect.wait(run["id"])["message"]
