@@ -2,9 +2,21 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from servers import BUCKET, S3_CREDENTIALS, Server, answers, free_port, mlflow_server, postgres, s3, serving
+from servers import (
+    BUCKET,
+    S3_CREDENTIALS,
+    Server,
+    answers,
+    free_port,
+    mlflow_server,
+    postgres,
+    postgres_directories,
+    s3,
+    serving,
+)
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +31,19 @@ def team_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server; yields the address of its API."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    environment = {
+    """A Prefect server; yields the address of its API. On a busy machine it finds SQLite locked, so not on SQLite."""
+    home = tmp_path_factory.mktemp("prefect")
+    if not postgres_directories():
+        yield from _prefect_server(home, {})
+        return
+    with postgres(tmp_path_factory.mktemp("prefect-database")) as database:
+        url = database.replace("postgresql://", "postgresql+asyncpg://")
+        yield from _prefect_server(home, {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url})
+
+
+def _prefect_server(home: Path, database: dict[str, str]) -> Iterator[str]:
+    port = free_port()
+    environment = database | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",

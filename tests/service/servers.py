@@ -111,11 +111,15 @@ def own_by_postgres(directory: Path) -> list[str]:
 
 def find_postgres() -> Path:
     """Return the directory of PostgreSQL's programs, or skip the test."""
-    found = shutil.which("initdb")
-    directories = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not directories:
+    if not (directories := postgres_directories()):
         pytest.skip("no PostgreSQL: neither initdb in PATH nor /usr/lib/postgresql/*/bin (Debian: postgresql)")
     return directories[-1]
+
+
+def postgres_directories() -> list[Path]:
+    """Return where PostgreSQL's programs are, the newest last."""
+    found = shutil.which("initdb")
+    return [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 @contextmanager
