@@ -61,7 +61,7 @@ def open_image(data: bytes) -> Image.Image:
         raise ImageError(
             f"the file has {parts:,} parts or more, expected at most {image_cost.MAX_PARTS:,}: save it anew"
         )
-    opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    opened = _open(data)
     pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
     most = MAX_PIXELS // image_cost.pixel_cost(opened)
     if pixels > most:
@@ -71,6 +71,27 @@ def open_image(data: bytes) -> Image.Image:
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
         raise ImageError(f"this kind of {opened.format} is slow to decode, and has more than 1 MiB: save it as PNG")
     return opened
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(_why_not(data)) from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
+        size = str(error).partition(" exceeds")[0]
+        raise ImageError(f"{size}, expected at most {MAX_PIXELS:,}") from error
+
+
+def _why_not(data: bytes) -> str:
+    """Return why a file is not even opened; Pillow's own message shows an address in memory."""
+    if not data:
+        return "the file is empty"
+    accepting = ((name, Image.OPEN[name][1]) for name in FORMATS)
+    kind = next((name for name, accepts in accepting if accepts and accepts(data[:16])), None)
+    if kind is None:
+        return f"not an image: none of {', '.join(sorted(FORMATS))}"
+    return f"a {kind} file of 0 x 0 pixels, or with a damaged header"
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
@@ -111,14 +132,9 @@ def refuse(error: Exception) -> NoReturn:
     """Raise what went wrong with a file as an ImageError."""
     if isinstance(error, ImageError):
         raise error
-    raise ImageError(f"the image cannot be decoded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own message shows an address in memory
-        return f"it is none of {', '.join(sorted(FORMATS))}"
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "...", line)
+    line = next(iter(str(error).splitlines()), "").strip() or type(error).__name__
+    reason = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "...", line)
+    raise ImageError(f"cannot be decoded: {reason}") from error
 
 
 def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpolation: str) -> Pixels:

@@ -54,7 +54,7 @@ def decode(
     except ImageError:
         raise
     except Exception as error:  # a damaged file makes Pillow's parsers raise anything
-        raise ImageError(f"the image cannot be decoded: {_reason(error)}") from error
+        raise ImageError(f"cannot be decoded: {_reason(error)}") from error
 
 
 def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpolation: str) -> Pixels:
@@ -72,7 +72,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"the file has {parts:,} parts or more, expected at most {image_cost.MAX_PARTS:,}: save it anew"
         )
-    opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(_why_not(data)) from error
     pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
     most = max_pixels // image_cost.pixel_cost(opened)
     if pixels > most:
@@ -82,6 +85,17 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
         raise ImageError(f"this kind of {opened.format} is slow to decode, and has more than 1 MiB: save it as PNG")
     return opened
+
+
+def _why_not(data: bytes) -> str:
+    """Return why a file is not even opened; Pillow's own message shows an address in memory."""
+    if not data:
+        return "the file is empty"
+    accepting = ((name, Image.OPEN[name][1]) for name in FORMATS)
+    kind = next((name for name, accepts in accepting if accepts and accepts(data[:16])), None)
+    if kind is None:
+        return f"not an image: none of {', '.join(sorted(FORMATS))}"
+    return f"a {kind} file of 0 x 0 pixels, or with a damaged header"
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
@@ -97,6 +111,4 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own message shows an address in memory
-        return f"it is none of {', '.join(FORMATS)}"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return next(iter(str(error).splitlines()), "").strip() or type(error).__name__

@@ -34,21 +34,24 @@ JPEG = encode(noise(0, (64, 64, 3)), "JPEG")
 PROGRESSIVE = encode(noise(0, (64, 64, 3)), "JPEG", progressive=True)
 SCAN, END = PROGRESSIVE.rindex(b"\xff\xda"), PROGRESSIVE.index(b"\xff\xd9")
 HOSTILE = {
-    "zero.jpg": (b"", "it is none of AVIF, BMP, GIF, JPEG"),
-    "text.jpg": (b"I am a text.\n" * 50, "it is none of AVIF"),
-    "page.png": (b"<html><body>404 Not Found</body></html>", "it is none of"),
-    "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is none of"),
-    "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "it is none of"),
-    "archive.png": (b"PK\x03\x04" + bytes(60), "it is none of"),
-    "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "zero.jpg": (b"", "^the file is empty$"),
+    "text.jpg": (b"I am a text.\n" * 50, "^not an image: none of AVIF, BMP, GIF, JPEG"),
+    "page.png": (b"<html><body>404 Not Found</body></html>", "not an image"),
+    "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+    "archive.png": (b"PK\x03\x04" + bytes(60), "not an image"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], r"^cannot be decoded: image file is truncated \(140 bytes not processed\)$"),
     "cut in the header.jpg": (JPEG[:100], "decoded"),
     "cut.png": (encode(noise(0, (64, 64, 3)))[:-2000], "truncated|broken"),
     "flipped.png": (encode(noise(0))[:45] + b"\x77" * 20 + encode(noise(0))[65:], "decoded"),
-    "bomb.png": (bomb(100_000), "pixels"),
+    "bomb.png": (bomb(100_000), r"pixels\)?, expected at most 64,000,000$"),
     "small bomb.png": (bomb(8_001), "the PNG has 8001 x 8001 pixels, expected at most 64,000,000"),
     "warned bomb.png": (bomb(11_000), "pixels"),
-    "flat.gif": (b"GIF89a" + bytes(7) + b"," + bytes(9) + b"\x02\x01\x4c\x00;", "decoded"),
-    "flat.png": (png(header(0, 5), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND")), "0 x 5|decoded"),
+    "flat.gif": (
+        b"GIF89a" + bytes(7) + b"," + bytes(9) + b"\x02\x01\x4c\x00;",
+        "^a GIF file of 0 x 0 pixels, or with a damaged header$",
+    ),
+    "flat.png": (png(header(0, 5), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND")), "^a PNG file of 0 x 0 pixels"),
     "chunks.png": (png(header(8, 8), chunk(b"prVt") * 21_000, chunk(b"IEND")), "20,001 parts"),
     "scans.jpg": (PROGRESSIVE[:SCAN] + PROGRESSIVE[SCAN:END] * 300 + PROGRESSIVE[END:], "3[01][0-9] scans"),
     "text chunk.png": (
@@ -56,7 +59,7 @@ HOSTILE = {
         "decoded",
     ),
     "float.tiff": (encode(np.zeros((3, 3), np.float32), "TIFF"), "32-bit image .mode F"),
-    "cut.tiff": (encode(noise(0), "TIFF")[:30], "decoded"),
+    "cut.tiff": (encode(noise(0), "TIFF")[:30], "a TIFF file .* damaged header|decoded"),
 }
 GOOD = {
     "a photo.png": encode(noise(1, (9, 9, 3)), "JPEG"),
@@ -108,12 +111,12 @@ def test_damaged_files_of_every_format():
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (MemoryError(), "the image cannot be decoded: MemoryError"),
-        (RecursionError("too deep"), "the image cannot be decoded: too deep"),
-        (OSError(f"bad {io.BytesIO()!r}\nsecond line"), "the image cannot be decoded: bad ..."),
-        (SyntaxError("\ud800" * 2), r"the image cannot be decoded: \ud800\ud800"),
-        (ValueError("x" * 999), "the image cannot be decoded: " + "x" * 171),
-        (ValueError("\n"), "the image cannot be decoded: ValueError"),
+        (MemoryError(), "cannot be decoded: MemoryError"),
+        (RecursionError("too deep"), "cannot be decoded: too deep"),
+        (OSError(f"bad {io.BytesIO()!r}\nsecond line"), "cannot be decoded: bad ..."),
+        (SyntaxError("\ud800" * 2), r"cannot be decoded: \ud800\ud800"),
+        (ValueError("x" * 999), "cannot be decoded: " + "x" * 181),
+        (ValueError("\n"), "cannot be decoded: ValueError"),
     ],
 )
 def test_explain(error, reason):

@@ -68,8 +68,8 @@ def test_16_bits_are_not_scaled():
         (encode(MASK, "JPEG"), "the mask is a JPEG, which changes values: save it anew as PNG, from the source"),
         (encode(MASK, "JPEG2000"), "the mask is a JPEG2000, which changes values"),
         (encode(MASK + 1), "values of no class: 3 (1 pixels), 6 (1 pixels); expected 0, 1, 2, 5, or 255 (void)"),
-        (b"", "the image cannot be decoded: it is none of"),
-        (encode(noise(0, (90, 90)))[:300], "the image cannot be decoded: image file is truncated"),
+        (b"", "the file is empty"),
+        (encode(noise(0, (90, 90)))[:300], "cannot be decoded: image file is truncated"),
     ],
     ids=["turned", "RGB", "alpha", "floats", "32 bits", "JPEG", "JPEG2000", "values", "empty", "cut"],
 )

@@ -141,7 +141,7 @@ def test_the_queue_is_bounded(live, picture_file):
 
 def test_the_bad_image_is_named_and_leaves_nothing_behind(live, picture_file):
     async def use(inference):
-        with pytest.raises(ImageError, match="image 2 of 3: the image cannot be decoded"):
+        with pytest.raises(ImageError, match="image 2 of 3: not an image"):
             await inference.predict(live, [picture_file, b"no image", picture_file])
         return inference.pending, len((await inference.predict(live, [picture_file])).embedding)
 

@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_listed(onnx, tmp_path, capsys):
     assert table["label"].to_pylist() == [None, "cat", "cat", "dog"]
     skipped = (tmp_path / "embeddings.skipped.csv").read_text().splitlines()
     assert skipped[0] == "id,error"
-    assert skipped[1].startswith('cat/broken.png,"the image cannot be decoded')
+    assert skipped[1].startswith('cat/broken.png,"not an image: none of AVIF, BMP')
     assert skipped[2] == "gone.jpg,it cannot be read: No such file or directory"
     assert read_about(out)["skipped"] == 2
     captured = capsys.readouterr()
@@ -164,7 +164,7 @@ def test_sources_that_cannot_be_used(onnx, tmp_path):
         with pytest.raises(kind, match=reason):
             open_image_files([tmp_path / name])
     (tmp_path / "empty/a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 1 images can be read, the first is a.png: the image cannot"):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read, the first is a.png: the file is empty"):
         embed_to_file([tmp_path / "empty"], model=str(onnx), out=tmp_path / "e.parquet")
     assert not list(tmp_path.glob("e.*")), "nothing is left in the way"
     with pytest.raises(ValueError, match=r"expected a name that ends in .parquet"):

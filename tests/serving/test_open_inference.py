@@ -93,7 +93,7 @@ def test_infer_a_version(client, server):
 def test_image_files(client):
     result = client.infer(NAME, [files(picture((255, 0, 51)), picture((0, 255, 0), "BMP", (5, 5)))])
     np.testing.assert_allclose(result.as_numpy("embedding"), [[1, 0, 0.2], [0, 1, 0]], atol=1e-6)
-    with pytest.raises(InferenceServerException, match="the image cannot be decoded"):
+    with pytest.raises(InferenceServerException, match="image 2 of 2: not an image"):
         client.infer(NAME, [files(picture((1, 2, 3)), b"no image")])
 
 

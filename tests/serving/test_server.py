@@ -165,7 +165,7 @@ def test_openapi(server):
 def test_malformed_images(server, route, body):
     answer = server.request(route, body, {"Content-Type": "image/png"})
     assert answer.status == 400
-    assert "the image cannot be decoded" in answer.content["detail"]
+    assert re.match("not an image|a .* damaged header|cannot be decoded: ", answer.content["detail"])
     assert answer.headers["x-model-name"] == "tiny.onnx"
 
 

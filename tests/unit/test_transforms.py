@@ -83,7 +83,7 @@ def test_decode_turns_photographs_upright(orientation, upright):
 
 
 def test_decode_refuses_what_is_no_image():
-    with pytest.raises(ImageError, match="it is none of AVIF, BMP"):
+    with pytest.raises(ImageError, match="not an image: none of AVIF, BMP"):
         decode(b"no image", channels=3)
 
 
