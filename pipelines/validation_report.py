@@ -6,6 +6,7 @@ if TYPE_CHECKING:  # Great Expectations takes seconds to load
     from pipelines.expectations.checks import ExpectationResult
 
 HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
+MAX_NAMED = 10  # rows of an expectation, in the table and in the Data Docs; the report has more
 MAX_VALUE = 100  # characters of an observed value in the table
 EVERY_ROW = "every row"  # the id of the sample where a column as a whole is not as expected
 INDENT = " " * HEADER.index("expectation")
@@ -37,7 +38,7 @@ def build_report(
 
 
 def format_table(results: "list[ExpectationResult]", *, num_rows: int) -> str:
-    """The failed expectations, critical ones first, each with its rows, up to five of their ids, and how to fix it."""
+    """The failed expectations, critical ones first, each with its rows, up to ten of their ids, and how to fix it."""
     failed = sorted(_failed(results), key=lambda result: result.severity)  # "critical" < "warning"; sorting is stable
     if not failed:
         return f"Validated {num_rows:,} images: all {len(results)} expectations hold."
@@ -48,12 +49,11 @@ def format_table(results: "list[ExpectationResult]", *, num_rows: int) -> str:
 def _format_failure(result: "ExpectationResult") -> str:
     rows = f"{result.unexpected_count:,} of {result.element_count:,}"
     lines = [f"{result.severity:<8}  {rows:>15}  {result.unexpected_percent:>6.3g} %  {result.description}"]
-    lines += [
-        f"{INDENT}  {_printable(row_id)}: {result.column} = {_shorten(value)}" for row_id, value in result.samples
-    ]
-    num_more = result.unexpected_count - len(result.samples)
-    if num_more and result.samples[0][0] != EVERY_ROW:
-        lines.append(f"{INDENT}  and {num_more:,} more")
+    named = result.samples[:MAX_NAMED]
+    lines += [f"{INDENT}  {_printable(row_id)}: {result.column} = {_shorten(value)}" for row_id, value in named]
+    num_more = result.unexpected_count - len(named)
+    if num_more and named[0][0] != EVERY_ROW:
+        lines.append(f"{INDENT}  and {num_more:,} more, see validation.json")
     return "\n".join([*lines, f"{INDENT}  fix: {result.fix}", ""])
 
 
@@ -64,9 +64,13 @@ def _printable(text: str) -> str:
 
 
 def _shorten(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    line = _printable(text)
+    line = _printable(_format_number(value) if isinstance(value, float) else str(value))
     return line if len(line) <= MAX_VALUE else line[: MAX_VALUE - 3] + "..."
+
+
+def _format_number(value: float) -> str:
+    """Sides of images come as floats: 10,001 pixels, not 1e+04."""
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 def _failed(results: "list[ExpectationResult]") -> "list[ExpectationResult]":

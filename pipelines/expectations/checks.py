@@ -24,9 +24,9 @@ from pipelines.expectations import suites
 from pipelines.expectations.samples import thumbnails
 from pipelines.manifest import image_table, schema_table
 from pipelines.previous_data import PreviousData
-from pipelines.validation_report import EVERY_ROW
+from pipelines.validation_report import EVERY_ROW, MAX_NAMED
 
-MAX_SAMPLES = 5
+MAX_SAMPLES = 100  # of an expectation, in the report
 # The rows themselves, a few of them: the list of all indices that a fuller format makes takes minutes for a million.
 RESULT_FORMAT = {
     "result_format": "BASIC",
@@ -51,7 +51,7 @@ class ExpectationResult:
         success: Whether it holds. It may hold with unexpected rows, where a share of them is tolerated.
         element_count: Rows looked at.
         unexpected_count: Rows that are not as expected.
-        samples: Up to five unexpected rows: the `id` and the observed value of `column`. Where the column as a whole is
+        samples: Up to 100 unexpected rows: the `id` and the observed value of `column`. Where the column as a whole is
             not as expected, one with "every row" for its id, and then what changed most.
     """
 
@@ -103,7 +103,7 @@ def validate_manifest(
     if all(result.success for result in results):
         for table in _tables(manifest, dataset, limits, left_out, previous):
             results += _run_suite(context, *table)
-    shown = [sample for result in results if result.table == "images" for sample, _ in result.samples]
+    shown = [sample for result in results if result.table == "images" for sample, _ in result.samples[:MAX_NAMED]]
     thumbnails.set(read_thumbnails(shown))
     context.build_data_docs()
     return results

@@ -15,6 +15,8 @@ from great_expectations.render import (
 )
 from great_expectations.render.renderer.renderer import renderer
 
+from pipelines.validation_report import MAX_NAMED
+
 # Of the images that the pages under construction may show: renderers get the outcome of an expectation, nothing else.
 thumbnails: ContextVar[Mapping[str, str] | None] = ContextVar("thumbnails", default=None)
 IMAGE_STYLE = {"display": "block", "max-width": "80px", "image-rendering": "pixelated"}
@@ -30,7 +32,7 @@ TABLE_STYLE = {"body": {"classes": ["table", "table-bordered", "table-sm", "mt-3
 
 
 class NamesRows:
-    """Shows up to five rows that are not as expected: the image where there is one, the id, and what was observed."""
+    """Shows up to ten rows that are not as expected: the image where there is one, the id, and what was observed."""
 
     @classmethod
     @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_TABLE)
@@ -45,7 +47,7 @@ class NamesRows:
         assert result.expectation_config is not None
         column = result.expectation_config.kwargs["column"]
         pictures = thumbnails.get()
-        table = [[*_picture(pictures, row["id"]), _text(row["id"]), _text(row[column])] for row in rows]
+        table = [[*_picture(pictures, row["id"]), _text(row["id"]), _text(row[column])] for row in rows[:MAX_NAMED]]
         header = [*([] if pictures is None else ["image"]), "id", column.replace("_", " ")]
         return [RenderedTableContent(content_block_type="table", table=table, header_row=header, styling=TABLE_STYLE)]
 

@@ -85,12 +85,13 @@ def _row_expectations(num_classes: int, *, is_segmentation: bool) -> list[Expect
 
 def _file_expectations(limits: Expectations) -> list[Expectation]:
     decodable = limits.decodable
+    some = f"of all images, {100 * decodable.min_share:g} % or more can be decoded"
     return [
         *expect(
             ExpectNamedValuesToBeInSet,
             "decode_error",
             decodable.severity,
-            f"of all images, {100 * decodable.min_share:g} % or more can be decoded",
+            "every image can be decoded" if decodable.min_share == 1 else some,
             "replace or delete the broken files in the source, or lower data.expectations.decodable.min_share.",
             value_set=[""],
             mostly=decodable.min_share,
@@ -228,7 +229,7 @@ def class_expectations(limits: Expectations) -> list[Expectation]:
             ExpectNamedValuesToBeBetween,
             "images",
             count.severity,
-            f"every class has {count.min_images:,} images or more in every split",
+            f"every class has {count.min_images:,} image{'s' * (count.min_images != 1)} or more in every split",
             "add images of the class (three or more, so that each split gets one), or remove the class.",
             min_value=count.min_images,
         ),

@@ -9,6 +9,7 @@ from pipelines.lineage import ROOT
 from pipelines.summary import NAMES
 
 Rows = list[dict[str, Any]]
+MAX_EXAMPLES = 5  # of an expectation that failed
 
 
 def show_results() -> None:
@@ -69,7 +70,9 @@ def failed_expectation_rows(validation: dict[str, Any]) -> Rows:
             "severity": expectation["severity"],
             "expectation": expectation["description"],
             "rows": f"{expectation['unexpected_count']:,} of {expectation['element_count']:,}",
-            "examples": "; ".join(f"{sample['id']}: {sample['value']}" for sample in expectation["samples"]),
+            "examples": "; ".join(
+                f"{sample['id']}: {sample['value']}" for sample in expectation["samples"][:MAX_EXAMPLES]
+            ),
             "fix": expectation["fix"],
         }
         for expectation in sorted(failed, key=lambda expectation: str(expectation["severity"]))

@@ -200,13 +200,14 @@ def test_a_wrong_schema_is_reported_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_no_more_than_five_samples_are_kept(tmp_path: Path) -> None:
-    ids = make_rows()["id"].tolist()[:7]
+def test_no_more_than_a_hundred_samples_are_kept(tmp_path: Path) -> None:
+    ids = [f"{number:03d}" for number in range(120)]
+    rows = pd.concat([make_rows()] * 10, ignore_index=True).assign(id=ids, split="train")
 
-    failed = failures(with_values(ids, std_r=0, std_g=0, std_b=0), tmp_path)["largest_std"]
+    failed = failures(with_values(ids[:107], rows, std_r=0, std_g=0, std_b=0), tmp_path)["largest_std"]
 
-    assert [sample_id for sample_id, _ in failed.samples] == ids[:5]
-    assert failed.unexpected_count == 7
+    assert [sample_id for sample_id, _ in failed.samples] == ids[:100]
+    assert failed.unexpected_count == 107
 
 
 def test_twins_agree_with_a_search_of_all_pairs() -> None:
