@@ -65,9 +65,40 @@ def prepare_made(source: Source, output: Path, **options: object) -> None:
     prepare(source, output, **{**FRACTIONS, "seed": 0, "origin": "here", **options})
 
 
+def write(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files into a folder; returns the folder."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def reasons(source: Source) -> dict[str, str]:
+    """Return why each file of a source is left out."""
+    return {left.id: left.reason for left in source.left_out}
+
+
+def labels_of(source: Source) -> dict[str, str]:
+    """Return the class of each image of a source."""
+    return {id_: source.classes[label] for id_, label in zip(source.ids, source.labels, strict=True)}
+
+
 def tree(root: Path) -> dict[str, bytes]:
     """Return all files of a folder."""
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-__all__ = ["FRACTIONS", "LeftOut", "encode", "made", "noise", "pets", "prepare_made", "segmentation", "tree"]
+__all__ = [
+    "FRACTIONS",
+    "LeftOut",
+    "encode",
+    "labels_of",
+    "made",
+    "noise",
+    "pets",
+    "prepare_made",
+    "reasons",
+    "segmentation",
+    "tree",
+    "write",
+]

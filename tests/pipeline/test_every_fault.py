@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_sets import encode, noise
+from image_sets import encode, noise, write
 from manifests import limits
 from PIL import Image
 from test_prepare_hostile import HOSTILE
@@ -105,13 +105,6 @@ FAULTS: Faults = {
     "times_rarer": {"train/owl": "^1[0-9][0-9]"},
     "change": {"emu": "^not in the data$", "owl": "^not named in the parameters$"},
 }
-
-
-def write(root: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
 
 
 def ordinary(root: Path) -> None:

@@ -1,44 +1,13 @@
-"""Sources of labeled images: folders, arrays, CSV files, and what is wrong with them."""
+"""Sources of images in a directory per class, and what is wrong with them."""
 
-import hashlib
-import io
 import os
 import unicodedata
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from image_sets import encode, noise, pets
-from PIL import Image
+from image_sets import encode, labels_of, noise, pets, reasons, write
 
-from pipelines.sources import Source, open_source
-
-
-def write(root: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
-
-
-def reasons(source: Source) -> dict[str, str]:
-    return {left.id: left.reason for left in source.left_out}
-
-
-def labels(source: Source) -> dict[str, str]:
-    return {id_: source.classes[label] for id_, label in zip(source.ids, source.labels, strict=True)}
-
-
-def test_digits_are_the_same_files_each_time():
-    first, second = open_source("digits"), open_source("digits")
-    assert (first.name, len(first.ids), first.classes) == ("digits", 1797, [str(digit) for digit in range(10)])
-    assert first.ids[7] == "digit-000007"
-    assert [hashlib.sha256(first.read(k)).digest() for k in range(50)] == [
-        hashlib.sha256(second.read(k)).digest() for k in range(50)
-    ]
-    pixels = np.asarray(Image.open(io.BytesIO(first.read(0))))
-    assert pixels.shape == (8, 8) and pixels.max() == 239  # 15 of 16
+from pipelines.sources import open_source
 
 
 def test_folder(tmp_path):
@@ -47,7 +16,7 @@ def test_folder(tmp_path):
     assert (source.name, source.classes, source.left_out) == ("pets", ["cat", "dog"], [])
     assert source.ids == sorted(files)
     assert [source.read(k) for k in range(40)] == [files[id_] for id_ in source.ids]
-    assert all(id_.startswith(name) for id_, name in labels(source).items())
+    assert all(id_.startswith(name) for id_, name in labels_of(source).items())
     assert set(source.splits) == {None}
 
 
@@ -56,7 +25,7 @@ def test_folder_with_splits(tmp_path):
     write(tmp_path, {**files, "test/bird/deep/below/1.png": b""})
     source = open_source(f"folder:{tmp_path}")
     assert source.classes == ["bird", "cat", "dog"]
-    assert labels(source)["test/bird/deep/below/1.png"] == "bird"
+    assert labels_of(source)["test/bird/deep/below/1.png"] == "bird"
     assert all(id_.split("/")[0] == split for id_, split in zip(source.ids, source.splits, strict=True))
 
 
@@ -161,187 +130,3 @@ def test_sources_that_do_not_exist(source):
 def test_segmentation_needs_a_folder(source):
     with pytest.raises(ValueError, match="expected folder:PATH for `task: segmentation`"):
         open_source(source, task="segmentation")
-
-
-def test_npz_file_and_folder(tmp_path):
-    images = noise(0, (4, 5, 6))
-    np.savez(tmp_path / "train.npz", images=images, labels=[0, 1, 0, 1], classes=["a", "b"])
-    np.savez(tmp_path / "test.npz", images=images[:2, ..., None], labels=[1, 0], classes=["a", "b"])
-    one = open_source(f"npz:{tmp_path / 'train.npz'}")
-    assert (one.name, one.classes, one.ids[3]) == ("train", ["a", "b"], "image-000003")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(one.read(2)))), images[2])
-    np.savez(tmp_path / "extra.npz", images=images)
-    both = open_source(f"npz:{tmp_path}")
-    assert both.splits == ["test"] * 2 + ["train"] * 4
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(both.read(1)))), images[1])
-    assert "rename it" in reasons(both)["extra.npz"]
-
-
-def test_npz_of_16_bits_and_of_color(tmp_path):
-    deep, color = np.arange(40, dtype=np.uint16).reshape(2, 4, 5) * 1000, noise(1, (2, 4, 5, 3))
-    for images in (deep, color):
-        np.savez_compressed(tmp_path / "set.npz", images=images, labels=[0, 1])
-        source = open_source(f"npz:{tmp_path / 'set.npz'}")
-        assert source.classes == ["0", "1"]
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(source.read(1)))), images[1])
-
-
-GRAY = np.zeros((2, 4, 4), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": GRAY}, "has no array labels"),
-        ({"images": np.zeros((2, 4, 4)), "labels": [0, 1]}, r"images float64 \(2, 4, 4\)"),
-        ({"images": np.zeros((2, 4, 4, 5), np.uint8), "labels": [0, 1]}, r"uint8 \(2, 4, 4, 5\)"),
-        ({"images": np.zeros((0, 4, 4), np.uint8), "labels": []}, r"uint8 \(0, 4, 4\)"),
-        ({"images": GRAY, "labels": [[0], [1]]}, r"labels int64 \(2, 1\)"),
-        ({"images": GRAY, "labels": [0.5, 1]}, "labels float64"),
-        ({"images": GRAY, "labels": [0, 2], "classes": ["a", "b"]}, "labels 0 to 2, but 2 classes"),
-        ({"images": GRAY, "labels": [-1, 0]}, "labels -1 to 0, but 1 classes"),
-        ({"images": GRAY, "labels": [0, 10**12]}, "labels to 1000000000000, expected 0, 1, 2"),
-        ({"images": GRAY, "labels": [0, 1], "classes": ["a", "a"]}, "names the class 'a' twice"),
-        ({"images": GRAY, "labels": [0, 1], "classes": [[0.5]]}, r"classes float64 \(1, 1\)"),
-    ],
-)
-def test_bad_npz(tmp_path, arrays, message):
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(ValueError, match=message):
-        open_source(f"npz:{tmp_path / 'bad.npz'}")
-
-
-def test_npz_files_that_disagree(tmp_path):
-    for split, classes in {"train": ["a", "b"], "test": ["b", "a"]}.items():
-        np.savez(tmp_path / f"{split}.npz", images=GRAY, labels=[0, 1], classes=classes)
-    with pytest.raises(ValueError, match="name different classes"):
-        open_source(f"npz:{tmp_path}")
-    (tmp_path / "none").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds none of train\.npz"):
-        open_source(f"npz:{tmp_path / 'none'}")
-
-
-def test_npz_that_is_none(tmp_path):
-    np.savez(tmp_path / "whole.npz", images=noise(0, (50, 8, 8)), labels=np.zeros(50, int))
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:2000])
-    (tmp_path / "text.npz").write_text("images")
-    (tmp_path / "empty.npz").write_bytes(b"")
-    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04broken")
-    np.save(tmp_path / "array.npy", np.zeros(3))
-    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
-        for name in ("images", "labels"):
-            archive.writestr(f"{name}.npy", b"no array")
-    for name in ("cut.npz", "text.npz", "empty.npz", "broken.npz", "array.npy", "bytes.npz"):
-        with pytest.raises(ValueError, match=rf"{name} cannot be read: .*numpy\.savez"):
-            open_source(f"npz:{tmp_path / name}")
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("name", ["images", "labels", "classes"])
-def test_npz_never_loads_pickles(tmp_path, name):
-    arrays = {"images": GRAY, "labels": np.zeros(2, int), "classes": np.array(["a"])}
-    np.savez(tmp_path / "evil.npz", **{**arrays, name: np.array([Evil(tmp_path / "done")], dtype=object)})
-    with pytest.raises(ValueError, match="allow_pickle"):
-        open_source(f"npz:{tmp_path / 'evil.npz'}")
-    assert not (tmp_path / "done").exists()
-
-
-def test_npz_that_claims_to_be_huge(tmp_path):
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**46, 4, 4)})
-    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
-        archive.writestr("images.npy", header.getvalue())
-        archive.writestr("labels.npy", b"")
-    with pytest.raises(ValueError, match=r"huge\.npz cannot be read: "):
-        open_source(f"npz:{tmp_path / 'huge.npz'}")
-
-
-def test_npz_larger_than_the_memory_is_not_unpacked(tmp_path, monkeypatch):
-    np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((1000, 64, 64), np.uint8), labels=np.zeros(1000, int))
-    free = type("Memory", (), {"available": 2**21})
-    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-    with pytest.raises(ValueError, match=r"arrays take 0\.0 GiB, .* as files in a directory per class"):
-        open_source(f"npz:{tmp_path / 'bomb.npz'}")
-
-
-def table(root: Path, text: str, encoding: str = "utf-8") -> str:
-    (root / "table.csv").write_bytes(text.encode(encoding))
-    return f"csv:{root / 'table.csv'}"
-
-
-def test_csv(tmp_path):
-    files = {"a.png": b"a", "with, comma.png": b"c", "line\nbreak.png": b"l", "ü.png": b"u"}
-    write(tmp_path, files)
-    text = (
-        'label,image,split,group,notes\r\n10,a.png,train,p1,x\r\n9,"with, comma.png",test,p2,\r\n\r\n'
-        '9,"line\nbreak.png",train,p1,\r\n10,./ü.png,val,,\r\n9,a.png,train,p1,\r\n'
-    )
-    source = open_source(table(tmp_path, text, "utf-8-sig"))
-    assert (source.name, source.classes) == ("table", ["9", "10"])
-    assert labels(source) == {
-        "a.png": "10",
-        "a.png#2": "9",
-        "line\nbreak.png": "9",
-        "with, comma.png": "9",
-        "ü.png": "10",
-    }
-    assert dict(zip(source.ids, source.splits, strict=True))["with, comma.png"] == "test"
-    assert source.groups == ["p1", "p1", "p1", "p2", ""]
-    assert [source.read(k) for k in range(5)] == [b"a", b"a", b"l", b"c", b"u"]
-
-
-def test_csv_without_groups_and_with_paths_that_leave(tmp_path):
-    write(tmp_path / "set", {"a.png": b"a"})
-    write(tmp_path, {"secret.png": b"secret"})
-    (tmp_path / "set/link.png").symlink_to("../secret.png")
-    os.mkfifo(tmp_path / "set/pipe.png")
-    rows = ["a.png", "missing.png", "../secret.png", "/etc/passwd", "x/../../secret.png", "link.png", "pipe.png"]
-    source = open_source(table(tmp_path / "set", "image,label\n" + "".join(f"{row},a\n" for row in rows)))
-    assert source.groups is None and set(source.splits) == {None}
-    assert source.ids == ["a.png", "link.png", "missing.png", "pipe.png"]
-    assert set(reasons(source)) == {"../secret.png", "/etc/passwd", "x/../../secret.png"}
-    assert reasons(source)["/etc/passwd"].startswith("line 5: a path that")
-    for k, message in ((1, "outside"), (2, "No such file"), (3, "it is no file")):
-        with pytest.raises(OSError, match=message):
-            source.read(k)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no column image and no label; its first line has nothing"),
-        ("image;label\na.png;cat\n", "no column image and no label; its first line has image;label"),
-        ("image,label,image\na,b,c\n", "the column image twice"),
-        ("image,label,Split\na,b,train\n", r"a column 'Split'; did you mean 'split'\?"),
-        ("image,label\na.png,cat\nb.png\n", "line 3: 1 values, expected 2"),
-        ("image,label\na,b.png,cat\n", "line 2: 3 values, expected 2.*quote"),
-        ("image,label\na.png,cat\nb.png, \n", "line 3: there is no label"),
-        ("image,label\n,cat\n", "line 2: there is no image"),
-        ("image,label,split\na.png,cat,valid\n", "line 2: the split is 'valid', expected train, val, test"),
-        ("image,label,split\na.png,cat,\n", "line 2: the split is '', expected train, val, test"),
-        ('image,label\na.png,cat\n"b.png,cat\n', "line 3: this is no CSV: unexpected end"),
-        ('image,label\n"a"b.png,cat\n', "line 2: this is no CSV"),
-        (f"image,label\n{'x' * 200_000},cat\n", "line 2: this is no CSV: field larger"),
-    ],
-)
-def test_bad_csv(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        open_source(table(tmp_path, text))
-
-
-def test_csv_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"line 3: this is no UTF-8 text .*save it as UTF-8"):
-        open_source(table(tmp_path, "image,label\na.png,b\né.png,b\n", "latin-1"))
-    with pytest.raises(FileNotFoundError, match="lists no images"):
-        open_source(table(tmp_path, "image,label\n"))
-    with pytest.raises(FileNotFoundError, match=r"lists no images; 1 are left out, the first: line 2"):
-        open_source(table(tmp_path, "image,label\n/x.png,a\n"))
-    with pytest.raises(ValueError, match="is no file, expected a CSV"):
-        open_source(f"csv:{tmp_path}")
