@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pipelines.class_coverage import ClassCoverage
 from pipelines.near_duplicates import NO_HASH, find_near_duplicates, first_of_equals, join
-from pipelines.sources import SPLITS, Source
+from pipelines.sources.source import SPLITS, Source
 
 TRAIN, UNDECIDED = SPLITS.index("train"), len(SPLITS)  # the larger, so that a minimum is a split where there is one
 

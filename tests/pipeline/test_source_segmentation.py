@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources import open_source
+from pipelines.sources.kinds import open_source
 
 NAMES = "road\ncar\nunlabeled\n"
 

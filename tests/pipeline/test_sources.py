@@ -12,7 +12,8 @@ import pytest
 from image_sets import encode, noise, pets
 from PIL import Image
 
-from pipelines.sources import Source, open_source
+from pipelines.sources.kinds import open_source
+from pipelines.sources.source import Source
 
 
 def write(root: Path, files: dict[str, bytes]) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.sources import SPLITS, Source
+from pipelines.sources.source import SPLITS, Source
 from pipelines.splits import assign_splits
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2}
