@@ -192,10 +192,13 @@ def _cover(
 
 
 def _too_few(name: str, classes: list[str], missing: dict[int, tuple[int, int]], splits: list[int]) -> str:
-    counts = [f"{classes[label]!r} has {images} images in {units} units" for label, (images, units) in missing.items()]
+    counts = [
+        f"{classes[label]!r} has {units}{f' (of {images} images)' if images != units else ''}"
+        for label, (images, units) in missing.items()
+    ]
     return (
         f"{len(missing)} class(es) of {name} cannot be in each of {', '.join(SPLITS[split] for split in splits)}: "
-        f"{', '.join(counts[:10])}; expected at least {len(splits)} units of images that can be decoded (copies, "
-        f"near-duplicates and images of one group are one unit), not all in one split from before. Add images that "
+        f"{', '.join(counts[:10])}; expected at least {len(splits)} images that can be decoded, where copies, "
+        f"near-duplicates and images of one group count once, not all in one split from before. Add images that "
         f"belong to none of these, or remove the class; or delete data/prepared to make all splits anew"
     )
