@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.manifest import is_decodable, to_numpy
-from pipelines.sources import SPLITS
+from pipelines.sources.source import SPLITS
 
 
 def class_table(manifest: pa.Table, classes: Sequence[str]) -> pd.DataFrame:

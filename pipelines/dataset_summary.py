@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.description import STATISTICS
-from pipelines.sources import SPLITS, Source
+from pipelines.sources.source import SPLITS, Source
 
 SHOWN = 5  # files that cannot be used, by name
 

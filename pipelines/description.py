@@ -12,7 +12,7 @@ from PIL import Image
 
 from grpo_rm.transforms import ImageError, convert, decode, open_image, open_mask, refuse
 from pipelines.near_duplicates import perceptual_hash
-from pipelines.sources import Source
+from pipelines.sources.source import Source
 from pipelines.stored_files import digest_of, resize_file, resize_mask
 from pipelines.workers import mark
 

@@ -22,7 +22,8 @@ from pipelines.dataset_summary import check_readable, is_usable, print_summary, 
 from pipelines.description import IMAGE_COLUMNS, MASK_COLUMNS, describe_rows
 from pipelines.replacement import replacing, sync
 from pipelines.shard_files import ChangedFileError, PlannedShard
-from pipelines.sources import SPLITS, Source, open_source
+from pipelines.sources.kinds import open_source
+from pipelines.sources.source import SPLITS, Source
 from pipelines.splits import assign_splits
 from pipelines.stage import run_stage
 from pipelines.workers import LostProcessError, map_in_processes

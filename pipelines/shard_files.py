@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.replacement import sync
 from pipelines.shards import ShardRow, plan_shards, read_key, shard_key, write_shard
-from pipelines.sources import SPLITS, Source
+from pipelines.sources.source import SPLITS, Source
 from pipelines.stored_files import digest_of, resize_file, resize_mask
 from pipelines.workers import mark
 

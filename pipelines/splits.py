@@ -26,12 +26,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.class_coverage import ClassCoverage
 from pipelines.near_duplicates import NO_HASH, find_near_duplicates, first_of_equals, join
-from pipelines.sources import SPLITS, Source
+from pipelines.sources.source import SPLITS, Source
 
+FORMER = pa.schema([(name, pa.string()) for name in ("sha256", "split", "group", "perceptual_hash")])
 TRAIN, UNDECIDED = SPLITS.index("train"), len(SPLITS)  # the larger, so that a minimum is a split where there is one
 
 
@@ -93,13 +95,12 @@ def assign_splits(
 def _collect_rows(
     source: Source, digests: Sequence[str], hashes: Sequence[bytes], former: pa.Table | None, made: dict[int, float]
 ) -> _Rows:
-    columns = ["sha256", "split", "group", "perceptual_hash"]
-    old = former.select(columns).to_pylist() if former is not None else []
-    present = set(digests)
-    gone = [row for row in old if row["sha256"] not in present]
+    old = former.select(list(FORMER.names)) if former is not None else FORMER.empty_table()
+    gone = old.filter(pc.invert(pc.is_in(old["sha256"], pa.array(digests, pa.string())))).to_pylist()
     return _Rows(
         decided=np.array(
-            _decide(source, digests, _known_splits(old), made) + [SPLITS.index(row["split"]) for row in gone],
+            _decide(source, digests, _known_splits(old["sha256"], old["split"]), made)
+            + [SPLITS.index(row["split"]) for row in gone],
             dtype=np.int64,
         ),
         digests=[*digests, *(row["sha256"] for row in gone)],
@@ -108,11 +109,11 @@ def _collect_rows(
     )
 
 
-def _known_splits(rows: list[dict[str, str]]) -> dict[str, int]:
+def _known_splits(digests: pa.ChunkedArray, splits: pa.ChunkedArray) -> dict[str, int]:
     """Return the split of each SHA-256; the first of them where a source gave copies several."""
     known: dict[str, int] = {}
-    for row in rows:
-        known[row["sha256"]] = min(SPLITS.index(row["split"]), known.get(row["sha256"], UNDECIDED))
+    for digest, split in zip(digests.to_pylist(), splits.to_pylist(), strict=True):
+        known[digest] = min(SPLITS.index(split), known.get(digest, UNDECIDED))
     return known
 
 
@@ -191,10 +192,13 @@ def _cover(
 
 
 def _too_few(name: str, classes: list[str], missing: dict[int, tuple[int, int]], splits: list[int]) -> str:
-    counts = [f"{classes[label]!r} has {images} images in {units} units" for label, (images, units) in missing.items()]
+    counts = [
+        f"{classes[label]!r} has {units}{f' (of {images} images)' if images != units else ''}"
+        for label, (images, units) in missing.items()
+    ]
     return (
         f"{len(missing)} class(es) of {name} cannot be in each of {', '.join(SPLITS[split] for split in splits)}: "
-        f"{', '.join(counts[:10])}; expected at least {len(splits)} units of images that can be decoded (copies, "
-        f"near-duplicates and images of one group are one unit), not all in one split from before. Add images that "
+        f"{', '.join(counts[:10])}; expected at least {len(splits)} images that can be decoded, where copies, "
+        f"near-duplicates and images of one group count once, not all in one split from before. Add images that "
         f"belong to none of these, or remove the class; or delete data/prepared to make all splits anew"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipelines.sources import SPLITS
+from pipelines.sources.source import SPLITS
 
 SIDE = 80  # pixels of the longer side
 

@@ -18,7 +18,7 @@ from pipelines.expectations.samples import (
     ExpectNamedValuesToBeUnique,
 )
 from pipelines.manifest import CHANNELS
-from pipelines.sources import SPLITS
+from pipelines.sources.source import SPLITS
 
 
 def expect(

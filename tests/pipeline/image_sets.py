@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.prepare import prepare
-from pipelines.sources import LeftOut, Source
+from pipelines.sources.source import LeftOut, Source
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2}
 

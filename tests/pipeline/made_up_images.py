@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines.sources import Source
+from pipelines.sources.source import Source
 from pipelines.splits import assign_splits
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2}

@@ -17,7 +17,7 @@ from PIL import Image
 from test_prepare_hostile import HOSTILE
 
 from pipelines.prepare import prepare
-from pipelines.sources import open_source
+from pipelines.sources.kinds import open_source
 from pipelines.validate import validate
 from pipelines.validation_report import MAX_NAMED
 

@@ -50,9 +50,9 @@ def test_links(tmp_path):
     touch(tmp_path / "set beside/x")
     found = listed(root)
     assert found["a/inside.png"] == found["b"] == found["b/1.png"] == ""
-    assert found["a/secret.png"] == f"a link to {outside}/secret.png, outside {root}: copy the file"
-    assert found["c"] == f"a link to {outside}, outside {root}: copy its files"
-    assert "outside" in found["lookalike"]
+    assert found["a/secret.png"] == f"a link to {outside}/secret.png, out of the source: copy the file"
+    assert found["c"] == f"a link to {outside}, out of the source: copy its files"
+    assert "out of the source" in found["lookalike"]
     assert found["a/broken.png"] == "a link to nowhere: No such file or directory"
     assert found["a/self.png"] == "a link to self.png: Too many levels of symbolic links"
     assert not any(path.startswith(("c/", "lookalike/")) for path in found)
@@ -82,7 +82,7 @@ def test_links_into_the_cache_of_dvc_are_followed(tmp_path):
     (tmp_path / "set/bad.png").symlink_to(other)
     found = listed(tmp_path / "set")
     assert found["good.png"] == ""
-    assert "outside" in found["bad.png"]
+    assert "out of the source" in found["bad.png"]
 
 
 def test_pipes_are_not_opened(tmp_path):

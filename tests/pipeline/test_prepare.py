@@ -13,7 +13,7 @@ import pytest
 from image_sets import FRACTIONS, encode, made, noise, pets, prepare_made, tree
 from PIL import Image
 
-from pipelines.sources import SPLITS, LeftOut
+from pipelines.sources.source import SPLITS, LeftOut
 
 COLUMNS = {
     "id": "string",

@@ -6,7 +6,7 @@ import pytest
 from image_sets import encode, made, noise, pets, prepare_made, tree
 
 from pipelines import prepare, shards
-from pipelines.sources import SPLITS, Source
+from pipelines.sources.source import SPLITS, Source
 
 
 def read_rows(output, split):

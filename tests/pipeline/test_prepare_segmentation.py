@@ -10,7 +10,7 @@ from image_sets import encode, noise, prepare_made, segmentation
 from PIL import Image
 
 from pipelines.description import describe_mask
-from pipelines.sources import SPLITS
+from pipelines.sources.source import SPLITS
 
 VALUES = [0, 1, 2, 5]
 MASK = np.array([[0, 1, 2, 5, 255, 0], [0, 0, 0, 0, 0, 0]], dtype=np.uint8)

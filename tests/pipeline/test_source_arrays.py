@@ -9,7 +9,7 @@ import pytest
 from image_sets import noise, reasons
 from PIL import Image
 
-from pipelines.sources import open_source
+from pipelines.sources.kinds import open_source
 
 
 def test_digits_are_the_same_files_each_time():

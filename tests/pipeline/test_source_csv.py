@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from image_sets import labels_of, reasons, write
 
-from pipelines.sources import open_source
+from pipelines.sources.kinds import open_source
 
 
 def table(root: Path, text: str, encoding: str = "utf-8") -> str:
@@ -46,7 +46,7 @@ def test_csv_without_groups_and_with_paths_that_leave(tmp_path):
     assert source.ids == ["a.png", "link.png", "missing.png", "pipe.png"]
     assert set(reasons(source)) == {"../secret.png", "/etc/passwd", "x/../../secret.png"}
     assert reasons(source)["/etc/passwd"].startswith("line 5: a path that")
-    for k, message in ((1, "outside"), (2, "No such file"), (3, "it is no file")):
+    for k, message in ((1, "a link out of the folder"), (2, "No such file"), (3, "it is no file")):
         with pytest.raises(OSError, match=message):
             source.read(k)
 

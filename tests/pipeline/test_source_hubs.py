@@ -12,7 +12,7 @@ import pytest
 from image_sets import encode, noise
 from PIL import Image
 
-from pipelines.sources import open_source
+from pipelines.sources.kinds import open_source
 from pipelines.sources.torchvision import open_torchvision
 
 FILES = [encode(noise(seed)) for seed in range(4)]

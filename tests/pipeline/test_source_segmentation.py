@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources import open_source
+from pipelines.sources.kinds import open_source
 
 NAMES = "road\ncar\nunlabeled\n"
 
@@ -54,7 +54,7 @@ def test_what_is_left_out_has_its_reason(tmp_path):
         "train/images/2.png": "an image without a mask of the same stem",
         "train/images/5.jpg": several,
         "train/images/5.png": several,
-        "train/images/6.png": f"a link to {__file__}, outside {tmp_path}: copy the file",
+        "train/images/6.png": f"a link to {__file__}, out of the source: copy the file",
         "train/masks/.x.png": "a hidden file",
         "train/masks/3.png": "a mask without an image of the same stem",
         "train/masks/5.png": several,
@@ -81,7 +81,7 @@ def test_names_of_classes_from_elsewhere_are_not_read(tmp_path):
     write(tmp_path / "set", "images/1.png", "masks/1.png", classes=None)
     write(tmp_path, classes="secret\n")
     (tmp_path / "set/classes.txt").symlink_to("../classes.txt")
-    with pytest.raises(FileNotFoundError, match=r"is a link to \.\./classes\.txt, outside .* expected"):
+    with pytest.raises(FileNotFoundError, match=r"is a link to \.\./classes\.txt, out of the source.* expected"):
         open_source(f"folder:{tmp_path / 'set'}", task="segmentation")
 
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.sources import Source, open_source
+from pipelines.sources.kinds import open_source
+from pipelines.sources.source import Source
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
 NOBODY = 65534

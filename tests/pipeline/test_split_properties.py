@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_images import Images, look
 
-from pipelines.sources import SPLITS
+from pipelines.sources.source import SPLITS
 
 
 @st.composite
