@@ -162,7 +162,7 @@ def test_drop_images(page, tmp_path):
     names, shares = browser.run(all_text(f"{red} .name")), browser.run(all_text(f"{red} .share"))
     assert names[0] == HOSTILE and shares[0] == "66.9 %"  # exp(1.5) of exp(1.5) + exp(0) + exp(0.2)
     assert browser.run(all_text(f"{blue} .name"))[0] == "owl"
-    assert "not an image: none of AVIF, BMP" in browser.run(text(f"{notes} .problem"))
+    assert "Not an image: none of AVIF, BMP" in browser.run(text(f"{notes} .problem"))
     assert browser.run(f"document.querySelector('{notes} .problem button').hidden"), "again would not help"
     assert browser.run(text(f"{red} .hint")), "without an index there is a hint"
     assert browser.run(text(f"{red} .answered")).startswith("Answered by tiny.onnx, version ")
