@@ -228,7 +228,7 @@ def class_expectations(limits: Expectations) -> list[Expectation]:
             ExpectNamedValuesToBeBetween,
             "images",
             count.severity,
-            f"every class has {count.min_images:,} images or more in every split",
+            f"every class has at least {count.min_images:,} image(s) in every split",
             "add images of the class (three or more, so that each split gets one), or remove the class.",
             min_value=count.min_images,
         ),
