@@ -68,8 +68,8 @@ def _find(prepared: Path, columns: list[str]) -> PreviousData:
             continue  # prepared here, and not kept: it is the present one
         if files is None:
             raise NoPreviousDataError(
-                f"the version before ({version.digest}) is not in DVC's cache, `dvc fetch --all-commits "
-                f"{OUTPUT}/manifest.parquet {OUTPUT}/dataset.json` gets what is needed of it from the DVC remote"
+                f"the version before ({version.digest}) is not in DVC's cache; where a DVC remote has it, "
+                f"`dvc fetch --all-commits {OUTPUT}/manifest.parquet {OUTPUT}/dataset.json` gets it"
             )
         dataset = json.loads(_cached(cache, files["dataset.json"]).read_bytes())
         is_same_kind = all(dataset.get(name) == present[name] for name in ("source", "task"))
@@ -132,5 +132,6 @@ def _cache_directory() -> Path:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
     if done.returncode:
-        raise NoPreviousDataError(f"git has no history here ({done.stderr.strip().splitlines()[0]})")
+        reason = done.stderr.strip().splitlines()[0].removeprefix("fatal: ")
+        raise NoPreviousDataError(f"git has no history here ({reason})")
     return done.stdout

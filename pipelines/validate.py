@@ -81,7 +81,7 @@ def _find_previous(prepared: Path, dataset: dict[str, Any], expected: Expectatio
     try:
         return find_previous_data(prepared, columns=columns), ""
     except NoPreviousDataError as error:
-        return None, f"Not checked: {' and '.join(wanted)}; {error}.\n"
+        return None, f"Not compared with earlier data ({', '.join(wanted)}): {error}.\n"
 
 
 def _existing(path: Path) -> Path:

@@ -8,7 +8,6 @@ if TYPE_CHECKING:  # Great Expectations takes seconds to load
 HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
 MAX_NAMED = 10  # rows of an expectation, in the table and in the Data Docs; the report has more
 MAX_VALUE = 100  # characters of an observed value in the table
-EVERY_ROW = "every row"  # the id of the sample where a column as a whole is not as expected
 INDENT = " " * HEADER.index("expectation")
 
 
@@ -47,14 +46,24 @@ def format_table(results: "list[ExpectationResult]", *, num_rows: int) -> str:
 
 
 def _format_failure(result: "ExpectationResult") -> str:
-    rows = f"{result.unexpected_count:,} of {result.element_count:,}"
-    lines = [f"{result.severity:<8}  {rows:>15}  {result.unexpected_percent:>6.3g} %  {result.description}"]
+    rows, percent = _format_rows(result)
+    lines = [f"{result.severity:<8}  {rows:>15}  {percent:>8}  {result.description}"]
+    lines += [f"{INDENT}  {result.observed}"] if result.observed else []
+    what = "" if result.observed else f"{result.column} = "
     named = result.samples[:MAX_NAMED]
-    lines += [f"{INDENT}  {_printable(row_id)}: {result.column} = {_shorten(value)}" for row_id, value in named]
+    lines += [f"{INDENT}  {_printable(row_id)}: {what}{_shorten(value)}" for row_id, value in named]
     num_more = result.unexpected_count - len(named)
-    if num_more and named[0][0] != EVERY_ROW:
-        lines.append(f"{INDENT}  and {num_more:,} more, see validation.json")
+    lines += [f"{INDENT}  and {num_more:,} more, see validation.json"] if num_more > 0 else []
     return "\n".join([*lines, f"{INDENT}  fix: {result.fix}", ""])
+
+
+def _format_rows(result: "ExpectationResult") -> tuple[str, str]:
+    """How many rows failed, of how many and in percent: both say something where the rows are images."""
+    if result.observed:
+        return "", ""
+    if result.table != "images":
+        return f"{result.unexpected_count:,}", ""
+    return f"{result.unexpected_count:,} of {result.element_count:,}", f"{result.unexpected_percent:.3g} %"
 
 
 def _printable(text: str) -> str:

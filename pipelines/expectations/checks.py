@@ -1,5 +1,6 @@
 """Tables against their expectations, and the Data Docs on the outcome."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import great_expectations as gx
 import pandas as pd
 import pyarrow as pa
+from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import (
     DataContextConfig,
@@ -21,10 +23,11 @@ from grpo_rm.config import Expectations
 from pipelines.class_counts import class_changes, class_table
 from pipelines.drift import channel_table, label_table
 from pipelines.expectations import suites
+from pipelines.expectations.page import render_page
 from pipelines.expectations.samples import thumbnails
 from pipelines.manifest import image_table, schema_table
 from pipelines.previous_data import PreviousData
-from pipelines.validation_report import EVERY_ROW, MAX_NAMED
+from pipelines.validation_report import MAX_NAMED
 
 MAX_SAMPLES = 100  # of an expectation, in the report
 # The rows themselves, a few of them: the list of all indices that a fuller format makes takes minutes for a million.
@@ -49,10 +52,11 @@ class ExpectationResult:
         fix: What to do where it fails, in words.
         severity: `critical` (stops the pipeline) or `warning`.
         success: Whether it holds. It may hold with unexpected rows, where a share of them is tolerated.
-        element_count: Rows looked at.
-        unexpected_count: Rows that are not as expected.
-        samples: Up to 100 unexpected rows: the `id` and the observed value of `column`. Where the column as a whole is
-            not as expected, one with "every row" for its id, and then what changed most.
+        element_count: Rows looked at; 0 where the column is looked at as a whole.
+        unexpected_count: Those of them that are not as expected.
+        observed: Of a column that is looked at as a whole: what was found, and the limit, in words. Else "".
+        samples: Up to 100 unexpected rows: the `id` and the observed value of `column`. Of a column that is looked at
+            as a whole, what changed most.
     """
 
     table: str
@@ -64,6 +68,7 @@ class ExpectationResult:
     success: bool
     element_count: int
     unexpected_count: int
+    observed: str
     samples: list[tuple[str, Any]]
 
     @property
@@ -90,22 +95,26 @@ def validate_manifest(
         limits: `data.expectations`.
         left_out: Files of the source that are none of its images: `id`, `reason`.
         previous: The version of the data to compare with, or None.
-        docs_directory: Where the Data Docs go (index.html); what was there is deleted.
+        docs_directory: Where the Data Docs go (index.html, with everything in it); what was there is deleted.
         read_thumbnails: Gives pictures (data: URIs) of images by their ids, of those that it has.
 
     Returns:
         One result per expectation, table by table; only those of `schema` if one of these fails.
     """
-    context = _open_context(docs_directory)
+    context = _open_context()
     is_segmentation = dataset["task"] == "segmentation"
     schema = schema_table(manifest, is_segmentation=is_segmentation)
-    results = _run_suite(context, "schema", schema, suites.schema_expectations())
-    if all(result.success for result in results):
-        for table in _tables(manifest, dataset, limits, left_out, previous):
-            results += _run_suite(context, *table)
+    outcomes = {"schema": _run_suite(context, "schema", schema, suites.schema_expectations())}
+    if all(outcome.success for outcome in outcomes["schema"]):
+        for name, *table in _tables(manifest, dataset, limits, left_out, previous):
+            outcomes[name] = _run_suite(context, name, *table)
+    results = [_to_result(table, outcome.to_json_dict()) for table, found in outcomes.items() for outcome in found]
     shown = [sample for result in results if result.table == "images" for sample, _ in result.samples[:MAX_NAMED]]
-    thumbnails.set(read_thumbnails(shown))
-    context.build_data_docs()
+    thumbnails.set(dict.fromkeys(shown, "") | dict(read_thumbnails(shown)))
+    shutil.rmtree(docs_directory, ignore_errors=True)
+    docs_directory.mkdir(parents=True)
+    page = render_page(itertools.chain(*outcomes.values()), num_rows=len(manifest))
+    (docs_directory / "index.html").write_text(page, encoding="utf-8")
     return results
 
 
@@ -139,21 +148,11 @@ def _class_changes(classes: list[str], names: list[str] | None, previous: Previo
     return None
 
 
-def _open_context(docs_directory: Path) -> EphemeralDataContext:
-    """A context in memory, without progress bars, whose one Data Docs site is the given directory, now empty."""
-    shutil.rmtree(docs_directory, ignore_errors=True)
-    site = {
-        "class_name": "SiteBuilder",
-        "show_how_to_buttons": False,
-        "store_backend": {
-            "class_name": "TupleFilesystemStoreBackend",
-            "base_directory": str(docs_directory.resolve()),
-        },
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-    }
+def _open_context() -> EphemeralDataContext:
+    """A context in memory, without progress bars, and without the site that it would build."""
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(),
-        data_docs_sites={"data_docs": site},
+        data_docs_sites={},
         progress_bars=ProgressBarsConfig(globally=False),
     )
     return gx.get_context(mode="ephemeral", project_config=config)
@@ -161,7 +160,7 @@ def _open_context(docs_directory: Path) -> EphemeralDataContext:
 
 def _run_suite(
     context: EphemeralDataContext, table: str, rows: pd.DataFrame, expectations: list[Expectation]
-) -> list[ExpectationResult]:
+) -> list[ExpectationValidationResult]:
     """Validate one table; the results are in the order of the columns as the expectations name them first."""
     if not expectations:
         return []
@@ -170,19 +169,17 @@ def _run_suite(
     suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=expectations))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=table, data=batch, suite=suite))
     validation = definition.run(batch_parameters={"dataframe": rows}, result_format=RESULT_FORMAT)
-    return [_to_result(table, len(rows), outcome.to_json_dict()) for outcome in validation.results]
+    return list(validation.results)
 
 
-def _to_result(table: str, num_rows: int, outcome: dict[str, Any]) -> ExpectationResult:
-    """Translate one outcome; an expectation on a whole column counts every row, or none."""
+def _to_result(table: str, outcome: dict[str, Any]) -> ExpectationResult:
     config, found, success = outcome["expectation_config"], outcome["result"], outcome["success"]
     if outcome["exception_info"].get("raised_exception") is not False:
         raise RuntimeError(f"Great Expectations could not evaluate {config}: {outcome['exception_info']}")
     column = config["kwargs"]["column"]
-    if "unexpected_count" in found:
-        samples = [(row["id"], row[column]) for row in found.get("unexpected_rows") or []]
-    else:
-        samples = [] if success else [(EVERY_ROW, found["observed_value"]), *map(tuple, found["details"]["changes"])]
+    details = found.get("details", {})
+    rows = found.get("unexpected_rows") or []
+    changes = [] if success else details.get("changes", [])
     return ExpectationResult(
         table=table,
         name=config["type"],
@@ -191,7 +188,8 @@ def _to_result(table: str, num_rows: int, outcome: dict[str, Any]) -> Expectatio
         fix=config["notes"],
         severity=config["severity"],
         success=success,
-        element_count=found.get("element_count", num_rows),
-        unexpected_count=found.get("unexpected_count", 0 if success else num_rows),
-        samples=samples[:MAX_SAMPLES],
+        element_count=found.get("element_count", 0),
+        unexpected_count=found.get("unexpected_count", 0),
+        observed=details.get("words", ""),
+        samples=[*((row["id"], row[column]) for row in rows), *map(tuple, changes)][:MAX_SAMPLES],
     )

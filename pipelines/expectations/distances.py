@@ -16,13 +16,13 @@ from great_expectations.expectations.metrics.metric_provider import metric_value
 from great_expectations.render import (
     CollapseContent,
     LegacyDiagnosticRendererType,
-    LegacyRendererType,
     RenderedStringTemplateContent,
 )
 from great_expectations.render.renderer.renderer import renderer
 from numpy.typing import NDArray
 
 from pipelines.drift import count_in_bins, kolmogorov_smirnov, population_stability_index
+from pipelines.expectations.rendering import SaysSeverity, render_text
 
 PSI, KS = "column.population_stability_index", "column.kolmogorov_smirnov"
 MAX_CHANGES = 5
@@ -72,7 +72,7 @@ class ColumnKolmogorovSmirnov(ColumnAggregateMetricProvider):
         return {"distance": kolmogorov_smirnov(*_versions(rows, metric_domain_kwargs["column"])), "changes": []}
 
 
-class ColumnDistance(ColumnAggregateExpectation):
+class ColumnDistance(SaysSeverity, ColumnAggregateExpectation):
     """A distance between the two versions of a column is at most `max_value`.
 
     Attributes:
@@ -97,21 +97,9 @@ class ColumnDistance(ColumnAggregateExpectation):
     ) -> dict[str, Any]:
         found = metrics[self.metric_dependencies[0]]
         distance = round(found["distance"], 4)
-        is_near = distance <= self.max_value
-        return {"success": is_near, "result": {"observed_value": distance, "details": {"changes": found["changes"]}}}
-
-    @classmethod
-    @renderer(renderer_type=LegacyRendererType.PRESCRIPTIVE)
-    def _prescriptive_renderer(
-        cls,
-        configuration: ExpectationConfiguration | None = None,
-        result: ExpectationValidationResult | None = None,
-        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-    ) -> list[RenderedStringTemplateContent]:
-        configuration = configuration or (result.expectation_config if result else None)
-        kwargs = configuration.kwargs if configuration else {}
-        params = {"column": kwargs.get("column"), "symbol": cls.symbol, "max_value": kwargs.get("max_value")}
-        return [_content("$column: $symbol between the previous version and this one is at most $max_value.", params)]
+        words = f"{self.symbol} of {self.column} {distance:g}, at most {self.max_value:g}"
+        details = {"words": words, "changes": found["changes"]}
+        return {"success": distance <= self.max_value, "result": {"observed_value": distance, "details": details}}
 
     @classmethod
     @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_STATEMENT)
@@ -121,10 +109,10 @@ class ColumnDistance(ColumnAggregateExpectation):
         result: ExpectationValidationResult | None = None,
         runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
     ) -> list[RenderedStringTemplateContent | CollapseContent]:
-        if result is None or result.success:
-            return []
-        changes = result.result["details"]["changes"]
-        return [_content("$name: $change", {"name": name, "change": change}) for name, change in changes]
+        assert result is not None
+        changes = [] if result.success else result.result["details"]["changes"]
+        lines = [render_text(f"{name}: {change}", css_class="line") for name, change in changes]
+        return [*super()._diagnostic_unexpected_statement_renderer(result=result), *lines]
 
     @classmethod
     @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
@@ -134,7 +122,8 @@ class ColumnDistance(ColumnAggregateExpectation):
         result: ExpectationValidationResult | None = None,
         runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
     ) -> str:
-        return "--" if result is None else f"{cls.symbol} {result.result['observed_value']:g}"
+        assert result is not None
+        return str(result.result["details"]["words"])
 
 
 class ExpectColumnPsiToBeLessThan(ColumnDistance):
@@ -168,10 +157,3 @@ def _largest_changes(amounts: pd.DataFrame) -> list[tuple[str, str]]:
     shares = 100 * amounts / amounts.sum().clip(lower=1)
     order = (shares[True] - shares[False]).abs().sort_values(ascending=False, kind="stable").index[:MAX_CHANGES]
     return [(str(name), f"{shares[True][name]:.3g} % before, {shares[False][name]:.3g} % now") for name in order]
-
-
-def _content(template: str, params: dict[str, Any]) -> RenderedStringTemplateContent:
-    return RenderedStringTemplateContent(
-        content_block_type="string_template",
-        string_template={"template": template, "params": params, "tag": "div"},
-    )

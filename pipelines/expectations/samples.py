@@ -15,11 +15,12 @@ from great_expectations.render import (
 )
 from great_expectations.render.renderer.renderer import renderer
 
+from pipelines.expectations.rendering import SaysSeverity, render_template, render_text
 from pipelines.validation_report import MAX_NAMED
 
-# Of the images that the pages under construction may show: renderers get the outcome of an expectation, nothing else.
-thumbnails: ContextVar[Mapping[str, str] | None] = ContextVar("thumbnails", default=None)
-IMAGE_STYLE = {"display": "block", "max-width": "80px", "image-rendering": "pixelated"}
+# Of the images that the page under construction shows, "" where there is none: renderers get an outcome, nothing else.
+thumbnails: ContextVar[Mapping[str, str]] = ContextVar("thumbnails")
+IMAGE_STYLE = {"display": "block", "max-width": "80px", "image-rendering": "pixelated", "border": "1px solid #ccc"}
 PLACEHOLDER_STYLE = {
     "width": "80px",
     "padding": "1.5em 0",
@@ -28,10 +29,9 @@ PLACEHOLDER_STYLE = {
     "font-size": "0.75em",
     "text-align": "center",
 }
-TABLE_STYLE = {"body": {"classes": ["table", "table-bordered", "table-sm", "mt-3"], "styles": {"width": "auto"}}}
 
 
-class NamesRows:
+class NamesRows(SaysSeverity):
     """Shows up to ten rows that are not as expected: the image where there is one, the id, and what was observed."""
 
     @classmethod
@@ -42,14 +42,37 @@ class NamesRows:
         result: ExpectationValidationResult | None = None,
         runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
     ) -> list[RenderedTableContent | CollapseContent] | None:
-        if result is None or not (rows := result.result.get("unexpected_rows")):
-            return None
+        assert result is not None
         assert result.expectation_config is not None
+        outcome: Any = result.to_json_dict()  # rows are a data frame in the outcome itself
+        rows = outcome["result"].get("unexpected_rows", [])[:MAX_NAMED]
+        if not rows:
+            return None
         column = result.expectation_config.kwargs["column"]
         pictures = thumbnails.get()
-        table = [[*_picture(pictures, row["id"]), _text(row["id"]), _text(row[column])] for row in rows[:MAX_NAMED]]
-        header = [*([] if pictures is None else ["image"]), "id", column.replace("_", " ")]
-        return [RenderedTableContent(content_block_type="table", table=table, header_row=header, styling=TABLE_STYLE)]
+        are_images = all(row["id"] in pictures for row in rows)
+        table = [
+            [*([_picture(pictures[row["id"]])] if are_images else []), _text(row["id"]), _text(row[column])]
+            for row in rows
+        ]
+        header = [*(["image"] if are_images else []), "id", column.replace("_", " ")]
+        return [RenderedTableContent(content_block_type="table", table=table, header_row=header)]
+
+    @classmethod
+    @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
+    def _diagnostic_observed_value_renderer(
+        cls,
+        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
+        result: ExpectationValidationResult | None = None,
+        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
+        **kwargs: Any,  # noqa: ARG003
+    ) -> str:
+        assert result is not None
+        count, num_rows = result.result["unexpected_count"], result.result["element_count"]
+        if count == num_rows:  # 100 % says nothing: where files were left out, each row is one of these
+            return f"{count:,}"
+        percent = f" ({100 * count / num_rows:.3g} %)" if count else ""
+        return f"{count:,} of {num_rows:,}{percent}"
 
 
 class ExpectNamedValuesToBeUnique(NamesRows, gxe.ExpectColumnValuesToBeUnique):
@@ -68,21 +91,13 @@ class ExpectNamedValuesToBeNull(NamesRows, gxe.ExpectColumnValuesToBeNull):
     """A column that says what is wrong is empty."""
 
 
-def _picture(pictures: Mapping[str, str] | None, image_id: str) -> list[RenderedStringTemplateContent]:
-    if pictures is None:
-        return []
-    if image_id in pictures:
+def _picture(uri: str) -> RenderedStringTemplateContent:
+    if uri:
         # not as a parameter: these are escaped and made into text; base64 has no character to escape
-        tag = {"tag": "img", "styling": {"attributes": {"src": pictures[image_id]}, "styles": IMAGE_STYLE}}
-        return [_content({"template": "", **tag})]
-    return [_content({"template": "no image", "tag": "div", "styling": {"styles": PLACEHOLDER_STYLE}})]
+        tag = {"tag": "img", "styling": {"attributes": {"src": uri}, "styles": IMAGE_STYLE}}
+        return render_template({"template": "", **tag})
+    return render_template({"template": "no image", "tag": "div", "styling": {"styles": PLACEHOLDER_STYLE}})
 
 
 def _text(value: object) -> RenderedStringTemplateContent:
-    """Show any text as it is: ids come from file names, and a name may hold HTML. Parameters alone are escaped."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return _content({"template": "$value", "params": {"value": text}})
-
-
-def _content(template: dict[str, Any]) -> RenderedStringTemplateContent:
-    return RenderedStringTemplateContent(content_block_type="string_template", string_template=template)
+    return render_text(f"{value:g}" if isinstance(value, float) else str(value))

@@ -69,7 +69,8 @@ def failed_expectation_rows(validation: dict[str, Any]) -> Rows:
         {
             "severity": expectation["severity"],
             "expectation": expectation["description"],
-            "rows": f"{expectation['unexpected_count']:,} of {expectation['element_count']:,}",
+            "observed": expectation["observed"]
+            or f"{expectation['unexpected_count']:,} of {expectation['element_count']:,} rows",
             "examples": "; ".join(
                 f"{sample['id']}: {sample['value']}" for sample in expectation["samples"][:MAX_EXAMPLES]
             ),

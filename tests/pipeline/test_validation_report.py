@@ -1,6 +1,7 @@
 """What the validate stage says: the table, the report, the Data Docs with their pictures, and its exit code."""
 
 import base64
+import html
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from PIL import Image
 
 from pipelines.thumbnails import SIDE, read_thumbnails
 from pipelines.validate import check_neighbors, main, validate
-from pipelines.validation_report import EVERY_ROW, build_report, format_table
+from pipelines.validation_report import build_report, format_table
 
 if TYPE_CHECKING:
     from pipelines.expectations.checks import ExpectationResult
@@ -48,19 +49,13 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     splits = [{"2": "val", "3": "test", "y": "test"}.get(name[-5], "train") for name in sorted(files)]
     source = replace(made(files), splits=splits)
     prepare_made(source, root / "prepared")
-    (root / "reports/data_docs").mkdir(parents=True)
-    (root / "reports/data_docs/stale.html").write_text("left by an earlier run")
     assert not validate(root / "prepared", root / "reports", limits())
     return root / "prepared", root / "reports"
 
 
 @pytest.fixture(scope="module")
-def pages(faulty: tuple[Path, Path]) -> dict[str, str]:
-    docs = faulty[1] / "data_docs"
-    return {
-        page.stem.removesuffix("-manifest"): page.read_text(encoding="utf-8")
-        for page in docs.glob("validations/**/*.html")
-    }
+def page(faulty: tuple[Path, Path]) -> str:
+    return (faulty[1] / "data_docs/index.html").read_text(encoding="utf-8")
 
 
 def pictures(page: str) -> list[Image.Image]:
@@ -68,32 +63,58 @@ def pictures(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in encoded]
 
 
-def test_the_data_docs_show_each_image_that_failed(pages: dict[str, str]) -> None:
-    assert sorted(pages) == ["classes", "images", "left_out", "schema"]
-    shown = pictures(pages["images"])
+def words(page: str) -> list[str]:
+    """What a person reads: of each row of the table a line."""
+    text = re.sub(r"<(style|title)>.*?</\1>|<table\s+id=[^>]*content-2[^>]*>.*?</table>", "", page, flags=re.DOTALL)
+    rows = (re.sub(r"<[^>]*>", " ", row) for row in re.findall(r"<tr>.*?</tr>", text, flags=re.DOTALL))
+    return [" ".join(html.unescape(row).split()) for row in rows]
+
+
+def test_the_data_docs_show_each_image_that_failed(page: str) -> None:
+    shown = pictures(page)
     # the blank one, a copy, and five that are in two splits
     assert sorted(picture.size for picture in shown) == [(SIDE // 2, SIDE)] + [(SIDE, 53)] * 6
     blank = min(shown, key=lambda picture: picture.size)
     assert np.asarray(blank).min() == 255
-    assert "no image" in pages["images"]  # in place of the broken one
-    assert "no image is in two splits" in pages["images"]
-    assert "a/broken.png" in pages["images"]
+    assert len(re.findall(r"<div[^>]*>\s*no image\s*</div>", page)) == 1  # in place of the broken one
+    assert "a/broken.png" in page
 
 
-def test_names_of_files_are_text_in_the_data_docs(pages: dict[str, str]) -> None:
-    assert "<script>alert(1)" not in pages["images"]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;$id" in pages["images"]
+def test_the_data_docs_say_how_severe_it_is_and_how_to_fix_it(page: str, faulty: tuple[Path, Path]) -> None:
+    expectations = json.loads((faulty[1] / "validation.json").read_text(encoding="utf-8"))["expectations"]
+    order = sorted(expectations, key=lambda entry: (entry["success"], entry["severity"]))
+    starts = [
+        f"✔ {entry['severity']} {entry['description']} where it fails: {entry['fix']}"
+        if entry["success"]
+        else f"✘ {entry['severity']} {entry['description']} fix: {entry['fix']}"
+        for entry in order
+    ]
+
+    rows = [row for row in words(page) if row.startswith(("✔", "✘"))]
+
+    assert [row[: len(start)] for row, start in zip(rows, starts, strict=True)] == starts
+    assert rows[0].endswith(" 1 of 23 (4.35 %)")  # one image cannot be decoded
+    assert rows[-1].endswith(" 0 of 6")  # in six classes and splits
 
 
-def test_the_data_docs_hold_nothing_of_an_earlier_run(faulty: tuple[Path, Path], tmp_path: Path) -> None:
-    docs = faulty[1] / "data_docs"
-    assert (docs / "index.html").is_file()
-    assert not (docs / "stale.html").exists()
+def test_the_data_docs_need_no_network(page: str) -> None:
+    assert not re.findall(r"https?://|<script|<link|@import", page)
+    assert set(re.findall(r'(?:src|href)="([a-z]+:)', page)) == {"data:"}
 
+
+def test_names_of_files_are_text_in_the_data_docs(page: str) -> None:
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;$id" in page
+
+
+def test_the_data_docs_hold_nothing_of_an_earlier_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_prepared(tmp_path / "good", make_rows())
+    (tmp_path / "reports/data_docs").mkdir(parents=True)
+    (tmp_path / "reports/data_docs/stale.html").write_text("left by an earlier run")
     for _ in range(2):
         assert validate(tmp_path / "good", tmp_path / "reports", limits())
-    assert len(list((tmp_path / "reports/data_docs").glob("validations/images/**/*.html"))) == 1
+    assert [path.name for path in (tmp_path / "reports/data_docs").iterdir()] == ["index.html"]
+    assert not caplog.records  # an error in rendering is logged, and no more
 
 
 def test_the_report_is_the_same_bytes_wherever_it_is_written(
@@ -120,7 +141,7 @@ def test_the_report_is_the_same_bytes_wherever_it_is_written(
     output = capsys.readouterr().out
     assert "alert(1)</script> &$id\\n2.png" in output
     assert "&$id\n" not in output
-    assert "Not checked: drift and classes; git has " in output
+    assert "Not compared with earlier data (drift, classes): git has no history here (" in output
 
 
 RESULT = {
@@ -133,6 +154,7 @@ RESULT = {
     "success": False,
     "element_count": 120,
     "unexpected_count": 1,
+    "observed": "",
     "samples": [("b.png", "a.png")],
 }
 
@@ -171,11 +193,17 @@ def test_the_table_stays_on_its_lines_and_obeys_no_file_name() -> None:
     assert max(map(len, table.splitlines())) < 170
 
 
-def test_what_is_of_a_whole_column_has_no_more_rows() -> None:
-    table = format_table([result(samples=[(EVERY_ROW, 0.123456)], unexpected_count=120)], num_rows=120)
+def test_a_percentage_is_told_of_images_alone() -> None:
+    distance = result(table="channel_drift", observed="PSI of x 0.3, at most 0.2", unexpected_count=0, samples=[])
+    shares = result(observed="PSI of class 3, at most 1", unexpected_count=0, samples=[("cat", "2 % before, 9 % now")])
+    left_out = result(table="left_out", unexpected_count=3, element_count=3, samples=[("a.txt", "no image")])
 
-    assert "every row: copy_of = 0.1235" in table
-    assert "more" not in table
+    table = " ".join(format_table([distance, shares, left_out], num_rows=9).split())
+
+    assert table.count("%") == 2  # of the class's shares
+    assert "warning no image is there twice PSI of x 0.3, at most 0.2 fix:" in table
+    assert "warning no image is there twice PSI of class 3, at most 1 cat: 2 % before, 9 % now fix:" in table
+    assert "warning 3 no image is there twice a.txt: copy_of = no image and 2 more, see validation.json fix:" in table
 
 
 def test_a_warning_alone_is_a_success() -> None:
