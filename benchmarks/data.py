@@ -29,7 +29,7 @@ from benchmarks import loader
 from benchmarks.pipeline import ROOT, describe_machine
 from benchmarks.training import commit
 from benchmarks.training_table import machine_name
-from pipelines.shards import ShardRow, plan_shards, write_shard
+from pipelines.preparation.shards import ShardRow, plan_shards, write_shard
 
 RESULTS, SOURCE_VARIABLE = ROOT / "benchmarks/results", "GRPO_RM_BENCH_SOURCE"
 IMAGES = ROOT.parent / "shared/data/tinyimagenet50.tar.gz"

@@ -23,7 +23,7 @@ from benchmarks.loop import GPU_SUBJECT, STEPS, TURN, Clock, Subject, finished
 from grpo_rm.datasets import Batch, Batches, read_split
 from grpo_rm.losses import GrpoRmLoss
 from grpo_rm.transforms import Pixels, training_view
-from pipelines.shards import ShardRow, write_shard
+from pipelines.preparation.shards import ShardRow, write_shard
 
 SUBJECTS = [GPU_SUBJECT, replace(GPU_SUBJECT, encoder="vit_base_patch16_224")]
 TURNS, WARM_UP_TURNS = 10, 2

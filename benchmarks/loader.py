@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks import loop, subjects
 from grpo_rm.datasets import Batches, Split, read_split
 from grpo_rm.transforms import Pixels, decode, training_view
-from pipelines.shards import ShardRow, write_shard
+from pipelines.preparation.shards import ShardRow, write_shard
 
 ROUNDS, BATCH = 11, 64
 WORKERS = (1, 2)

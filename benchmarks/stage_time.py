@@ -12,7 +12,7 @@ from pipelines.stage import run_stage
 # Per stage: what its work imports late, so that it counts as overhead, and the functions that are its work.
 WORK = {
     "prepare": (["sklearn.datasets"], ["pipelines.prepare:prepare"]),
-    "validate": (["great_expectations"], ["pipelines.expectations:validate_manifest"]),
+    "validate": (["great_expectations"], ["pipelines.validation.expectations:validate_manifest"]),
     "pretrain": ([], ["grpo_rm.trainer:Trainer.fit"]),
     "finetune@grpo_rm": ([], ["grpo_rm.trainer:Trainer.fit"]),
     "finetune@cross_entropy": ([], ["grpo_rm.trainer:Trainer.fit"]),

@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from grpo_rm.config import load_config
-from pipelines import shard_files
-from pipelines.dataset_summary import check_readable, is_usable, print_summary, summarize
-from pipelines.description import IMAGE_COLUMNS, MASK_COLUMNS, describe_rows
-from pipelines.replacement import replacing, sync
-from pipelines.shard_files import ChangedFileError, PlannedShard
+from pipelines.preparation import shard_files
+from pipelines.preparation.dataset_summary import check_readable, is_usable, print_summary, summarize
+from pipelines.preparation.description import IMAGE_COLUMNS, MASK_COLUMNS, describe_rows
+from pipelines.preparation.replacement import replacing, sync
+from pipelines.preparation.shard_files import ChangedFileError, PlannedShard
+from pipelines.preparation.splits import assign_splits
+from pipelines.preparation.workers import LostProcessError, map_in_processes
 from pipelines.sources.kinds import open_source
 from pipelines.sources.source import SPLITS, Source
-from pipelines.splits import assign_splits
 from pipelines.stage import run_stage
-from pipelines.workers import LostProcessError, map_in_processes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

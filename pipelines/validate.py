@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from grpo_rm.config import Expectations, load_config
-from pipelines.manifest import CHANNELS, expected_columns
-from pipelines.previous_data import NoPreviousDataError, PreviousData, find_previous_data
 from pipelines.stage import run_stage
-from pipelines.validation_report import build_report, format_table
+from pipelines.validation.manifest import CHANNELS, expected_columns
+from pipelines.validation.previous_data import NoPreviousDataError, PreviousData, find_previous_data
+from pipelines.validation.report import build_report, format_table
 
 PREPARED = Path("data/prepared")
 REPORTS = Path("reports")
@@ -43,8 +43,8 @@ def validate(prepared: Path, reports: Path, expected: Expectations, *, report_on
     left_out = pq.read_table(_existing(prepared / "left_out.parquet"))
     previous, remark = _find_previous(prepared, dataset, expected)
 
-    from pipelines.expectations.checks import validate_manifest
-    from pipelines.thumbnails import read_thumbnails
+    from pipelines.validation.expectations.checks import validate_manifest
+    from pipelines.validation.thumbnails import read_thumbnails
 
     docs = reports / "data_docs"
     results = validate_manifest(

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
+from pipelines.preparation.splits import assign_splits
 from pipelines.sources.source import Source
-from pipelines.splits import assign_splits
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2}
 

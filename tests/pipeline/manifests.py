@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo_rm.config import Expectations, load_config
-from pipelines.manifest import CHANNELS, COLUMNS, MASK_COLUMNS
+from pipelines.validation.manifest import CHANNELS, COLUMNS, MASK_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["cat", "dog"]

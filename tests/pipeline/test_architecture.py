@@ -55,7 +55,7 @@ def test_a_stage_starts_without_slow_imports(module):
     [
         ("mlflow", "pipelines/tracking/"),
         ("prefect", "pipelines/flow/"),
-        ("great_expectations", "pipelines/expectations/"),
+        ("great_expectations", "pipelines/validation/expectations/"),
     ],
 )
 def test_one_module_imports(package, home):

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import CLASSES, limits, make_mask_rows, make_rows, to_left_out, to_manifest, with_broken, with_values
 
-from pipelines.drift import (
+from pipelines.validation.drift import (
     channel_table,
     count_in_bins,
     kolmogorov_smirnov,
     label_table,
     population_stability_index,
 )
-from pipelines.previous_data import PreviousData
-from pipelines.validation_report import format_table
+from pipelines.validation.previous_data import PreviousData
+from pipelines.validation.report import format_table
 
 if TYPE_CHECKING:
-    from pipelines.expectations.checks import ExpectationResult
+    from pipelines.validation.expectations.checks import ExpectationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 SAMPLES = st.lists(st.integers(-4, 4).map(lambda k: k / 4), min_size=3, max_size=40).map(np.array)
@@ -103,7 +103,7 @@ def test_in_segmentation_pixels_are_counted() -> None:
 def check(
     previous: pd.DataFrame, rows: pd.DataFrame, docs: Path, *, classes: list[str] | None = None, **changes: object
 ) -> "list[ExpectationResult]":
-    from pipelines.expectations.checks import validate_manifest
+    from pipelines.validation.expectations.checks import validate_manifest
 
     found = validate_manifest(
         to_manifest(rows),

@@ -19,7 +19,7 @@ from test_prepare_hostile import HOSTILE
 from pipelines.prepare import prepare
 from pipelines.sources.kinds import open_source
 from pipelines.validate import validate
-from pipelines.validation_report import MAX_NAMED
+from pipelines.validation.report import MAX_NAMED
 
 pytestmark = [
     pytest.mark.pipeline,

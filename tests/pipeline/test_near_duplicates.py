@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from pipelines.near_duplicates import NO_HASH, THRESHOLD, find_near_duplicates, perceptual_hash
+from pipelines.preparation.near_duplicates import NO_HASH, THRESHOLD, find_near_duplicates, perceptual_hash
 
 
 @pytest.fixture(scope="module")

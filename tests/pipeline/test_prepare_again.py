@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 from image_sets import encode, made, noise, pets, prepare_made, tree
 
-from pipelines import prepare, shards
+from pipelines import prepare
+from pipelines.preparation import shards
 from pipelines.sources.source import SPLITS, Source
 
 

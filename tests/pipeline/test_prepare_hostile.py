@@ -11,7 +11,7 @@ import pytest
 from image_sets import encode, made, noise, pets, prepare_made
 from PIL import Image
 
-from pipelines.description import describe_image, explain
+from pipelines.preparation.description import describe_image, explain
 
 
 def chunk(name: bytes, data: bytes = b"") -> bytes:

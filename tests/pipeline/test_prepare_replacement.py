@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from image_sets import encode, made, noise, pets, prepare_made, tree
 
-from pipelines import replacement, shards
-from pipelines.replacement import replacing
+from pipelines.preparation import replacement, shards
+from pipelines.preparation.replacement import replacing
 
 
 def start(output: Path, added: int) -> int:
@@ -121,7 +121,7 @@ def test_killed_between_two_renames(tmp_path):
 
 def test_the_second_of_two_is_refused(tmp_path):
     output = tmp_path / "prepared"
-    code = "import sys; from pathlib import Path; from pipelines.replacement import replacing\n"
+    code = "import sys; from pathlib import Path; from pipelines.preparation.replacement import replacing\n"
     code += "with replacing(Path(sys.argv[1])): print('has it', flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"has it\n"

@@ -9,7 +9,7 @@ import pytest
 from image_sets import encode, noise, prepare_made, segmentation
 from PIL import Image
 
-from pipelines.description import describe_mask
+from pipelines.preparation.description import describe_mask
 from pipelines.sources.source import SPLITS
 
 VALUES = [0, 1, 2, 5]

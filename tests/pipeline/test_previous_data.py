@@ -14,9 +14,9 @@ import pytest
 import yaml
 from manifests import ROOT, limits, make_rows, write_prepared
 
-from pipelines import previous_data
-from pipelines.previous_data import NoPreviousDataError, find_previous_data
 from pipelines.validate import validate
+from pipelines.validation import previous_data
+from pipelines.validation.previous_data import NoPreviousDataError, find_previous_data
 
 pytestmark = [
     pytest.mark.pipeline,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines import shards
-from pipelines.shards import ShardRow, plan_shards, read_key, shard_key, write_shard
+from pipelines.preparation import shards
+from pipelines.preparation.shards import ShardRow, plan_shards, read_key, shard_key, write_shard
 
 MIB = 2**20
 IDS = st.text("ab/é\n", max_size=6)

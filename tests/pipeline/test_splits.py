@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from made_up_images import FRACTIONS, Images, look
 
+from pipelines.preparation.splits import assign_splits
 from pipelines.sources.source import SPLITS
-from pipelines.splits import assign_splits
 
 
 def test_golden():

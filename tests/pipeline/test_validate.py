@@ -22,11 +22,11 @@ from manifests import (
 )
 
 from grpo_rm.config import Expectations
-from pipelines.class_counts import class_changes, class_table
-from pipelines.manifest import EXTENSIONS, find_earlier, find_twins, image_table
+from pipelines.validation.class_counts import class_changes, class_table
+from pipelines.validation.manifest import EXTENSIONS, find_earlier, find_twins, image_table
 
 if TYPE_CHECKING:
-    from pipelines.expectations.checks import ExpectationResult
+    from pipelines.validation.expectations.checks import ExpectationResult
 
 # Great Expectations imports modules that Python deprecates. It is imported where it is used, as collecting the tests
 # should not take seconds.
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' i
 def check(
     manifest: pa.Table, docs: Path, expected: Expectations, left_out: Mapping[str, str] | None = None, **fields: object
 ) -> "list[ExpectationResult]":
-    from pipelines.expectations.checks import validate_manifest
+    from pipelines.validation.expectations.checks import validate_manifest
 
     task = "segmentation" if "mask_error" in manifest.column_names else "classification"
     return validate_manifest(

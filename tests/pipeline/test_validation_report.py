@@ -19,12 +19,12 @@ from image_sets import encode, made, noise, prepare_made
 from manifests import ROOT, limits, make_rows, with_values, write_prepared
 from PIL import Image
 
-from pipelines.thumbnails import SIDE, read_thumbnails
 from pipelines.validate import check_neighbors, main, validate
-from pipelines.validation_report import build_report, format_table
+from pipelines.validation.report import build_report, format_table
+from pipelines.validation.thumbnails import SIDE, read_thumbnails
 
 if TYPE_CHECKING:
-    from pipelines.expectations.checks import ExpectationResult
+    from pipelines.validation.expectations.checks import ExpectationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 HOSTILE = "cat/<script>alert(1)</script> &$id\n2.png"
@@ -160,7 +160,7 @@ RESULT = {
 
 
 def result(**changes: object) -> "ExpectationResult":
-    from pipelines.expectations.checks import ExpectationResult
+    from pipelines.validation.expectations.checks import ExpectationResult
 
     return ExpectationResult(**{**RESULT, **changes})
 

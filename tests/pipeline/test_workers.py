@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from image_sets import encode, made, noise, pets, prepare_made, tree
 
-from pipelines.workers import LostProcessError, count_processors, map_in_processes, mark
+from pipelines.preparation.workers import LostProcessError, count_processors, map_in_processes, mark
 
 
 def end(number: int) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from grpo_rm import datasets
 from grpo_rm.datasets import Batches, Split, read_dataset, read_ids, read_split
 from grpo_rm.transforms import evaluation_view, training_view
-from pipelines.shards import ShardRow, write_shard
+from pipelines.preparation.shards import ShardRow, write_shard
 
 
 def png(index, size=8):

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo_rm.datasets import read_split
-from pipelines import shards
-from pipelines.shards import ShardRow, write_shard
+from pipelines.preparation import shards
+from pipelines.preparation.shards import ShardRow, write_shard
 
 PLAIN = {"compression": "none", "use_dictionary": False}
 DAMAGED = "is damaged, or not written by this version: delete it, then run `dvc checkout` or `dvc repro prepare`"

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.manifest import is_decodable, to_numpy
 from pipelines.sources.source import SPLITS
+from pipelines.validation.manifest import is_decodable, to_numpy
 
 
 def class_table(manifest: pa.Table, classes: Sequence[str]) -> pd.DataFrame:

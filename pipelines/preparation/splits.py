@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.class_coverage import ClassCoverage
-from pipelines.near_duplicates import NO_HASH, find_near_duplicates, first_of_equals, join
+from pipelines.preparation.class_coverage import ClassCoverage
+from pipelines.preparation.near_duplicates import NO_HASH, find_near_duplicates, first_of_equals, join
 from pipelines.sources.source import SPLITS, Source
 
 FORMER = pa.schema([(name, pa.string()) for name in ("sha256", "split", "group", "perceptual_hash")])

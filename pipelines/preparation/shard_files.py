@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.replacement import sync
-from pipelines.shards import ShardRow, plan_shards, read_key, shard_key, write_shard
+from pipelines.preparation.replacement import sync
+from pipelines.preparation.shards import ShardRow, plan_shards, read_key, shard_key, write_shard
+from pipelines.preparation.stored_files import digest_of, resize_file, resize_mask
+from pipelines.preparation.workers import mark
 from pipelines.sources.source import SPLITS, Source
-from pipelines.stored_files import digest_of, resize_file, resize_mask
-from pipelines.workers import mark
 
 
 class ChangedFileError(ValueError):

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from grpo_rm.transforms import ImageError, convert, decode, open_image, open_mask, refuse
-from pipelines.near_duplicates import perceptual_hash
+from pipelines.preparation.near_duplicates import perceptual_hash
+from pipelines.preparation.stored_files import digest_of, resize_file, resize_mask
+from pipelines.preparation.workers import mark
 from pipelines.sources.source import Source
-from pipelines.stored_files import digest_of, resize_file, resize_mask
-from pipelines.workers import mark
 
 MAX_REASON = 200  # characters
 NAN = math.nan

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Great Expectations takes seconds to load
-    from pipelines.expectations.checks import ExpectationResult
+    from pipelines.validation.expectations.checks import ExpectationResult
 
 HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
 MAX_NAMED = 10  # rows of an expectation, in the table and in the Data Docs; the report has more

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.class_counts import label_counts
-from pipelines.manifest import CHANNELS, is_decodable, to_numpy
+from pipelines.validation.class_counts import label_counts
+from pipelines.validation.manifest import CHANNELS, is_decodable, to_numpy
 
 Amounts = NDArray[np.float64] | NDArray[np.int64]
 BINS = 10

@@ -21,8 +21,8 @@ from great_expectations.render import (
 from great_expectations.render.renderer.renderer import renderer
 from numpy.typing import NDArray
 
-from pipelines.drift import count_in_bins, kolmogorov_smirnov, population_stability_index
-from pipelines.expectations.rendering import SaysSeverity, render_text
+from pipelines.validation.drift import count_in_bins, kolmogorov_smirnov, population_stability_index
+from pipelines.validation.expectations.rendering import SaysSeverity, render_text
 
 PSI, KS = "column.population_stability_index", "column.kolmogorov_smirnov"
 MAX_CHANGES = 5

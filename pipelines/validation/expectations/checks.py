@@ -20,14 +20,14 @@ from great_expectations.data_context.types.base import (
 from great_expectations.expectations.expectation import Expectation
 
 from grpo_rm.config import Expectations
-from pipelines.class_counts import class_changes, class_table
-from pipelines.drift import channel_table, label_table
-from pipelines.expectations import suites
-from pipelines.expectations.page import render_page
-from pipelines.expectations.samples import thumbnails
-from pipelines.manifest import image_table, schema_table
-from pipelines.previous_data import PreviousData
-from pipelines.validation_report import MAX_NAMED
+from pipelines.validation.class_counts import class_changes, class_table
+from pipelines.validation.drift import channel_table, label_table
+from pipelines.validation.expectations import suites
+from pipelines.validation.expectations.page import render_page
+from pipelines.validation.expectations.samples import thumbnails
+from pipelines.validation.manifest import image_table, schema_table
+from pipelines.validation.previous_data import PreviousData
+from pipelines.validation.report import MAX_NAMED
 
 MAX_SAMPLES = 100  # of an expectation, in the report
 # The rows themselves, a few of them: the list of all indices that a fuller format makes takes minutes for a million.
@@ -45,7 +45,7 @@ class ExpectationResult:
     """The outcome of one expectation on one table.
 
     Attributes:
-        table: See `pipelines.expectations`.
+        table: See `pipelines.validation.expectations`.
         name: Great Expectations' name of the expectation.
         column: The column it looks at.
         description: What is expected, in words.

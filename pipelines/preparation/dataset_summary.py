@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.description import STATISTICS
+from pipelines.preparation.description import STATISTICS
 from pipelines.sources.source import SPLITS, Source
 
 SHOWN = 5  # files that cannot be used, by name

@@ -10,15 +10,15 @@ from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from grpo_rm.config import Expectations
-from pipelines.expectations.distances import ExpectColumnKsToBeLessThan, ExpectColumnPsiToBeLessThan
-from pipelines.expectations.samples import (
+from pipelines.sources.source import SPLITS
+from pipelines.validation.expectations.distances import ExpectColumnKsToBeLessThan, ExpectColumnPsiToBeLessThan
+from pipelines.validation.expectations.samples import (
     ExpectNamedValuesToBeBetween,
     ExpectNamedValuesToBeInSet,
     ExpectNamedValuesToBeNull,
     ExpectNamedValuesToBeUnique,
 )
-from pipelines.manifest import CHANNELS
-from pipelines.sources.source import SPLITS
+from pipelines.validation.manifest import CHANNELS
 
 
 def expect(

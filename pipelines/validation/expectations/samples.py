@@ -15,8 +15,8 @@ from great_expectations.render import (
 )
 from great_expectations.render.renderer.renderer import renderer
 
-from pipelines.expectations.rendering import SaysSeverity, render_template, render_text
-from pipelines.validation_report import MAX_NAMED
+from pipelines.validation.expectations.rendering import SaysSeverity, render_template, render_text
+from pipelines.validation.report import MAX_NAMED
 
 # Of the images that the page under construction shows, "" where there is none: renderers get an outcome, nothing else.
 thumbnails: ContextVar[Mapping[str, str]] = ContextVar("thumbnails")

@@ -1,0 +1,1 @@
+"""What stage prepare is made of: from the images of a source to the prepared data."""
