@@ -95,9 +95,11 @@ def test_a_process_is_lost_while_results_wait():
             end(signal.SIGKILL)
         return number
 
+    results = map_in_processes(work, range(100))
+    next(results)
+    time.sleep(0.5)
     with pytest.raises(LostProcessError) as caught:
-        for _ in map_in_processes(work, range(100)):
-            time.sleep(0.2)
+        list(results)
     assert 2 in caught.value.places
 
 
