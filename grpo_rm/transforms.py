@@ -62,10 +62,12 @@ def open_image(data: bytes) -> Image.Image:
             f"the file has {parts:,} parts or more, expected at most {image_cost.MAX_PARTS:,}: save it anew"
         )
     opened = _open(data)
-    pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
+    pixels, scans = image_cost.count_pixels(opened, data), image_cost.count_scans(data)
     most = MAX_PIXELS // image_cost.pixel_cost(opened)
     if pixels > most:
-        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
+        tiles = f" in tiles of {pixels:,}" if pixels > opened.width * opened.height else ""
+        size = f"{opened.width} x {opened.height} pixels{tiles}"
+        raise ImageError(f"the {opened.format} has {size}, expected at most {most:,}")
     if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
         raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):

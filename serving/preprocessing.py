@@ -46,7 +46,7 @@ def decode(
     try:
         opened = _open(data, max_pixels)
         with (
-            budget.take(opened.width * opened.height * image_cost.pixel_cost(opened))
+            budget.take(image_cost.count_pixels(opened, data) * image_cost.pixel_cost(opened))
             if budget
             else contextlib.nullcontext()
         ):
@@ -76,10 +76,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(_why_not(data)) from error
-    pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
+    pixels, scans = image_cost.count_pixels(opened, data), image_cost.count_scans(data)
     most = max_pixels // image_cost.pixel_cost(opened)
     if pixels > most:
-        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
+        tiles = f" in tiles of {pixels:,}" if pixels > opened.width * opened.height else ""
+        size = f"{opened.width} x {opened.height} pixels{tiles}"
+        raise ImageError(f"the {opened.format} has {size}, expected at most {most:,}")
     if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
         raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):

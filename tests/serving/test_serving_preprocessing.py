@@ -96,7 +96,17 @@ def test_the_server_sees_what_training_saw(channels, size, crop_pct, interpolati
 
 @pytest.mark.parametrize(
     "name",
-    ["count_parts", "count_scans", "pixel_cost", "is_slow", "_jpeg_segments", "_png_chunks", "_count_tiff_parts"],
+    [
+        "count_parts",
+        "count_pixels",
+        "count_scans",
+        "pixel_cost",
+        "is_slow",
+        "_jpeg_segments",
+        "_png_chunks",
+        "_count_tiff_parts",
+        "_tiff_entries",
+    ],
 )
 def test_both_know_the_cost_of_a_file_by_the_same_lines(name):
     ours, theirs = getattr(image_cost, name), getattr(serving_image_cost, name)
