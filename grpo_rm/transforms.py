@@ -99,9 +99,10 @@ def _why_not(data: bytes) -> str:
 def convert(image: Image.Image, channels: int) -> Image.Image:
     """Turn an opened image upright, and convert it to gray (1) or RGB (3)."""
     ImageOps.exif_transpose(image, in_place=True)  # a copy would take its memory once more
-    if image.mode in ("I", "F"):
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # which has no 32 bits
+    if image.mode in ("I", "F") and not is_16_bit:
         raise ImageError(f"32-bit image (mode {image.mode}), expected 8 or 16 bits per channel: convert it")
-    if image.mode.startswith("I;16"):  # Pillow would cut 16-bit gray off at 255 instead of scaling it
+    if is_16_bit:  # Pillow would cut 16-bit gray off at 255 instead of scaling it
         image = image.convert("I").point(lambda value: value / 256)
     mode = "L" if channels == 1 else "RGB"
     image.load()
