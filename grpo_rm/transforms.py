@@ -10,7 +10,7 @@ One rule for each kind of image file; `decode` gives 8 bits per channel, gray or
 | alpha or a transparent color | dropped: the colors below it, as in torchvision and timm |
 | 16 bits, gray | divided by 256, so 0 to 65535 becomes 0 to 255; what has 16 bits in color, Pillow reads so itself |
 | 32 bits, whole numbers or floats | refused: nobody knows their range |
-| CMYK, YCbCr | as Pillow converts them, color profiles aside |
+| CMYK, YCbCr, LAB | as Pillow converts them, color profiles aside |
 | EXIF orientation | turned upright |
 | animated | the first frame |
 | TIFF of several pages, MPO | the first page or picture |
@@ -107,6 +107,8 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     image.load()
     image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    if image.mode == "LAB":  # Pillow has no way from there to gray
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 

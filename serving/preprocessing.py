@@ -110,6 +110,8 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     image.load()
     image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    if image.mode == "LAB":  # Pillow has no way from there to gray
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -93,6 +93,7 @@ def indexed(transparent=None):
 
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [10, 20, 30]], dtype=np.uint8)
+LAB = Image.frombytes("LAB", COLOR.shape[1::-1], COLOR.tobytes())
 OTHER = Image.fromarray(255 - COLOR)
 CMYK = Image.fromarray(COLOR).convert("CMYK")
 
@@ -113,6 +114,7 @@ CMYK = Image.fromarray(COLOR).convert("CMYK")
         (encoded(Image.fromarray(GRAY.astype(np.uint16) * 256 + 255)), GRAY),
         (encoded(Image.fromarray(GRAY.astype(np.uint16) * 256 + 255), "PPM"), GRAY),
         (encoded(CMYK, "TIFF"), np.asarray(CMYK.convert("RGB"))),
+        (encoded(LAB, "TIFF"), np.asarray(LAB.convert("RGB"))),
         (encoded(Image.fromarray(COLOR), save_all=True, append_images=[OTHER]), COLOR),
         (encoded(Image.fromarray(GRAY), "GIF", save_all=True, append_images=[OTHER]), GRAY),
         (encoded(Image.fromarray(COLOR), "WEBP", lossless=True, save_all=True, append_images=[OTHER]), COLOR),
@@ -132,6 +134,7 @@ CMYK = Image.fromarray(COLOR).convert("CMYK")
         "16 bits",
         "PPM of 16 bits",
         "CMYK",
+        "LAB",
         "animated PNG",
         "animated GIF",
         "animated WEBP",
