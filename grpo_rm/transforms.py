@@ -126,11 +126,20 @@ def open_mask(data: bytes) -> Image.Image:
             raise ImageError(f"the mask is a {mask.format}, which changes values: save it anew as PNG, from the source")
         if mask.mode not in MASK_MODES and not mask.mode.startswith("I;16"):
             raise ImageError(f"the mask has mode {mask.mode}, expected one channel: gray (8 or 16 bits) or a palette")
+        if _is_scaled(mask):
+            raise ImageError(f"this kind of {mask.format} is read with other values than it has: save it as 8-bit PNG")
         ImageOps.exif_transpose(mask, in_place=True)
         mask.load()
     except Exception as error:  # as in `decode`
         refuse(error)
     return mask
+
+
+def _is_scaled(image: Image.Image) -> bool:
+    """Whether Pillow gives other values than a gray file has: of 2 or 4 bits, white as 0, or a maximum that it says."""
+    (codec, _, _, arguments), *_ = getattr(image, "tile", [])
+    raw_mode, *more = arguments if isinstance(arguments, tuple) else (arguments,)
+    return str(raw_mode).startswith("L;") or (image.mode == "L" and codec in ("ppm", "ppm_plain") and more != [255])
 
 
 def refuse(error: Exception) -> NoReturn:
