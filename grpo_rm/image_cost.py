@@ -21,6 +21,8 @@ SLOW_CODECS = ("ppm", "ppm_plain", "bmp_rle")
 JPEG_SCAN = b"\xff\xda"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_PARTS = (273, 324)  # tags: offsets of strips, of tiles
+TIFF_TILE = (322, 323)  # tags: width and length of a tile
+TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 16: "Q", 17: "Q"}  # types
 
 
 def count_parts(data: bytes) -> int:
@@ -32,6 +34,18 @@ def count_parts(data: bytes) -> int:
     with contextlib.suppress(struct.error):  # it is damaged; Pillow says how
         return _count_tiff_parts(data)
     return 0
+
+
+def count_pixels(image: Image.Image, data: bytes) -> int:
+    """Return how many pixels are decoded for an opened image: those of a whole tile, where a TIFF has larger ones."""
+    width, height = image.size
+    with contextlib.suppress(struct.error):
+        for tag, _, value in _tiff_entries(data):
+            width, height = (
+                max(side, value if tag == its_tag else 0)
+                for side, its_tag in zip((width, height), TIFF_TILE, strict=True)
+            )
+    return width * height
 
 
 def count_scans(data: bytes) -> int:
@@ -70,12 +84,25 @@ def _png_chunks(data: bytes) -> Iterator[int]:
 
 def _count_tiff_parts(data: bytes) -> int:
     """Return the most strips or tiles that an entry of the first directory announces."""
+    return max((parts for tag, parts, _ in _tiff_entries(data) if tag in TIFF_PARTS), default=0)
+
+
+def _tiff_entries(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield tag, count, and the value where it is a whole number, of the entries of the first directory of a TIFF."""
     if data[:4] not in TIFF_SIGNATURES:
-        return 0
+        return
     order = "<" if data.startswith(b"II") else ">"
-    offset, number, entry = ("Q", "Q", "HHQ8x") if 43 in data[2:4] else ("I", "H", "HHI4x")  # BigTIFF, and the other
+    offset, number, entry = ("Q", "Q", "HHQ") if 43 in data[2:4] else ("I", "H", "HHI")  # BigTIFF, and the other
     start = struct.unpack_from(order + offset, data, 8 if 43 in data[2:4] else 4)[0]
     count = struct.unpack_from(order + number, data, start)[0]
-    first, size = start + struct.calcsize(order + number), struct.calcsize(order + entry)
-    entries = (struct.unpack_from(order + entry, data, first + size * index) for index in range(count))
-    return max((parts for tag, _, parts in entries if tag in TIFF_PARTS), default=0)
+    place = start + struct.calcsize(order + number)
+    for _ in range(count):
+        tag, kind, values = struct.unpack_from(order + entry, data, place)
+        place += struct.calcsize(order + entry)
+        code, value = TIFF_INTEGERS.get(kind, ""), 0
+        if tag in TIFF_TILE and code:
+            is_here = struct.calcsize(order + code) <= struct.calcsize(order + offset)
+            at = place if is_here else struct.unpack_from(order + offset, data, place)[0]
+            value = struct.unpack_from(order + code, data, at)[0]
+        yield tag, values, value
+        place += struct.calcsize(order + offset)

@@ -10,7 +10,7 @@ One rule for each kind of image file; `decode` gives 8 bits per channel, gray or
 | alpha or a transparent color | dropped: the colors below it, as in torchvision and timm |
 | 16 bits, gray | divided by 256, so 0 to 65535 becomes 0 to 255; what has 16 bits in color, Pillow reads so itself |
 | 32 bits, whole numbers or floats | refused: nobody knows their range |
-| CMYK, YCbCr | as Pillow converts them, color profiles aside |
+| CMYK, YCbCr, LAB | as Pillow converts them, color profiles aside |
 | EXIF orientation | turned upright |
 | animated | the first frame |
 | TIFF of several pages, MPO | the first page or picture |
@@ -62,10 +62,12 @@ def open_image(data: bytes) -> Image.Image:
             f"the file has {parts:,} parts or more, expected at most {image_cost.MAX_PARTS:,}: save it anew"
         )
     opened = _open(data)
-    pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
+    pixels, scans = image_cost.count_pixels(opened, data), image_cost.count_scans(data)
     most = MAX_PIXELS // image_cost.pixel_cost(opened)
     if pixels > most:
-        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
+        tiles = f" in tiles of {pixels:,}" if pixels > opened.width * opened.height else ""
+        size = f"{opened.width} x {opened.height} pixels{tiles}"
+        raise ImageError(f"the {opened.format} has {size}, expected at most {most:,}")
     if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
         raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
@@ -97,13 +99,16 @@ def _why_not(data: bytes) -> str:
 def convert(image: Image.Image, channels: int) -> Image.Image:
     """Turn an opened image upright, and convert it to gray (1) or RGB (3)."""
     ImageOps.exif_transpose(image, in_place=True)  # a copy would take its memory once more
-    if image.mode in ("I", "F"):
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # which has no 32 bits
+    if image.mode in ("I", "F") and not is_16_bit:
         raise ImageError(f"32-bit image (mode {image.mode}), expected 8 or 16 bits per channel: convert it")
-    if image.mode.startswith("I;16"):  # Pillow would cut 16-bit gray off at 255 instead of scaling it
+    if is_16_bit:  # Pillow would cut 16-bit gray off at 255 instead of scaling it
         image = image.convert("I").point(lambda value: value / 256)
     mode = "L" if channels == 1 else "RGB"
     image.load()
     image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    if image.mode == "LAB":  # Pillow has no way from there to gray
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -121,11 +126,20 @@ def open_mask(data: bytes) -> Image.Image:
             raise ImageError(f"the mask is a {mask.format}, which changes values: save it anew as PNG, from the source")
         if mask.mode not in MASK_MODES and not mask.mode.startswith("I;16"):
             raise ImageError(f"the mask has mode {mask.mode}, expected one channel: gray (8 or 16 bits) or a palette")
+        if _is_scaled(mask):
+            raise ImageError(f"this kind of {mask.format} is read with other values than it has: save it as 8-bit PNG")
         ImageOps.exif_transpose(mask, in_place=True)
         mask.load()
     except Exception as error:  # as in `decode`
         refuse(error)
     return mask
+
+
+def _is_scaled(image: Image.Image) -> bool:
+    """Whether Pillow gives other values than a gray file has: of 2 or 4 bits, white as 0, or a maximum that it says."""
+    (codec, _, _, arguments), *_ = getattr(image, "tile", [])
+    raw_mode, *more = arguments if isinstance(arguments, tuple) else (arguments,)
+    return str(raw_mode).startswith("L;") or (image.mode == "L" and codec in ("ppm", "ppm_plain") and more != [255])
 
 
 def refuse(error: Exception) -> NoReturn:

@@ -95,8 +95,9 @@ def read_file(path: str) -> bytes:
         OSError: It cannot be read, or is larger than any image.
     """
     with open(path, "rb") as file:  # noqa: PTH123
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
+        is_small = os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES  # else a gigabyte would be read to find that out
+        content = file.read(MAX_FILE_BYTES + 1) if is_small else b""
+    if not is_small or len(content) > MAX_FILE_BYTES:
         raise OSError(f"it has more than {MAX_FILE_BYTES:,} bytes, which no image needs")
     return content
 

@@ -136,7 +136,11 @@ def read_former(output: Path, *, origin: str, split: dict[str, float]) -> pa.Tab
         return pq.read_table(output / "manifest.parquet", columns=FORMER_COLUMNS)
     except FileNotFoundError:
         return None
-    except (KeyError, ValueError) as error:  # of another version of this program, or damaged; Arrow's are ValueErrors
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # of another version of this program, or damaged; Arrow's are ValueErrors
         print(f"the earlier {output} cannot be read, so splits are made anew: {error}")
         return None
 

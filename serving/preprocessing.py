@@ -46,7 +46,7 @@ def decode(
     try:
         opened = _open(data, max_pixels)
         with (
-            budget.take(opened.width * opened.height * image_cost.pixel_cost(opened))
+            budget.take(image_cost.count_pixels(opened, data) * image_cost.pixel_cost(opened))
             if budget
             else contextlib.nullcontext()
         ):
@@ -76,10 +76,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(_why_not(data)) from error
-    pixels, scans = opened.width * opened.height, image_cost.count_scans(data)
+    pixels, scans = image_cost.count_pixels(opened, data), image_cost.count_scans(data)
     most = max_pixels // image_cost.pixel_cost(opened)
     if pixels > most:
-        raise ImageError(f"the {opened.format} has {opened.width} x {opened.height} pixels, expected at most {most:,}")
+        tiles = f" in tiles of {pixels:,}" if pixels > opened.width * opened.height else ""
+        size = f"{opened.width} x {opened.height} pixels{tiles}"
+        raise ImageError(f"the {opened.format} has {size}, expected at most {most:,}")
     if scans > image_cost.MAX_SCANS or scans * pixels > image_cost.MAX_SCANNED_PIXELS:
         raise ImageError(f"the JPEG has {scans} scans of {pixels:,} pixels, expected about 10: save it anew")
     if len(data) > image_cost.MAX_SLOW_BYTES and image_cost.is_slow(opened):
@@ -100,13 +102,16 @@ def _why_not(data: bytes) -> str:
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)  # a copy would take its memory once more
-    if image.mode in ("I", "F"):
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # which has no 32 bits
+    if image.mode in ("I", "F") and not is_16_bit:
         raise ImageError(f"32-bit image (mode {image.mode}), expected 8 or 16 bits per channel: convert it")
-    if image.mode.startswith("I;16"):  # Pillow would cut 16-bit gray off at 255 instead of scaling it
+    if is_16_bit:  # Pillow would cut 16-bit gray off at 255 instead of scaling it
         image = image.convert("I").point(lambda value: value / 256)
     mode = "L" if channels == 1 else "RGB"
     image.load()
     image.info.pop("transparency", None)  # it is dropped as alpha is; Pillow would warn where a palette has several
+    if image.mode == "LAB":  # Pillow has no way from there to gray
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -5,7 +5,8 @@
 2. An image that the former version of the data knew (by its content) keeps the split it had, so the split of an image
    changes neither when images are added nor when they are removed.
 3. Images that belong together are one unit, and a unit is never torn apart: copies, images of one group, and
-   near-duplicates, also of images that only the former version has (so an edited file stays where it was).
+   near-duplicates, also of images that only the former version has (so an edited file stays where it was). Files that
+   cannot be decoded are copies of none: those that are empty or missing would join all their groups.
 4. A unit that the source or the former version has put somewhere draws its new images there. Where it is in several
    splits already, they go to the first of train, val, test that it is in: what resembles images that were trained on is
    no test, and further such images only make the training set larger. A training image of the source never goes to a
@@ -45,6 +46,7 @@ class _Rows:
     digests: list[str]
     groups: list[str]
     hashes: NDArray[np.uint64]
+    is_readable: NDArray[np.bool_]
 
 
 def assign_splits(
@@ -82,8 +84,7 @@ def assign_splits(
     for split, (low, high) in parts.items():
         targets[(low <= places) & (places < high)] = split
     now = np.where(rows.decided == UNDECIDED, targets[units], rows.decided)[:count]
-    readable = np.array([bool(hash_) for hash_ in hashes], dtype=bool)
-    for unit, split in _cover(source, now, units[:count], readable, places=places, parts=parts).items():
+    for unit, split in _cover(source, now, units[:count], rows.is_readable[:count], places=places, parts=parts).items():
         targets[unit] = split
     splits = np.where(rows.decided == UNDECIDED, targets[units], rows.decided)[:count]
     if len(rows.decided) > count:  # what is gone may have linked images that are not alike
@@ -96,7 +97,9 @@ def _collect_rows(
     source: Source, digests: Sequence[str], hashes: Sequence[bytes], former: pa.Table | None, made: dict[int, float]
 ) -> _Rows:
     old = former.select(list(FORMER.names)) if former is not None else FORMER.empty_table()
+    old = old.filter(pc.not_equal(old["perceptual_hash"], ""))
     gone = old.filter(pc.invert(pc.is_in(old["sha256"], pa.array(digests, pa.string())))).to_pylist()
+    all_hashes = [*hashes, *(bytes.fromhex(row["perceptual_hash"]) for row in gone)]
     return _Rows(
         decided=np.array(
             _decide(source, digests, _known_splits(old["sha256"], old["split"]), made)
@@ -105,7 +108,8 @@ def _collect_rows(
         ),
         digests=[*digests, *(row["sha256"] for row in gone)],
         groups=[*(source.groups or [""] * len(digests)), *(row["group"] for row in gone)],
-        hashes=_to_array([*hashes, *(bytes.fromhex(row["perceptual_hash"]) for row in gone)]),
+        hashes=_to_array(all_hashes),
+        is_readable=np.array([bool(hash_) for hash_ in all_hashes], dtype=bool),
     )
 
 
@@ -135,7 +139,7 @@ def _to_array(hashes: Sequence[bytes]) -> NDArray[np.uint64]:
 def _find_units(rows: _Rows, firsts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the number of each image's unit."""
     itself = np.arange(len(firsts))
-    copies = first_of_equals(_number(rows.digests))
+    copies = np.where(rows.is_readable, first_of_equals(_number(rows.digests)), itself)  # empty files are all alike
     grouped = np.array([bool(group) for group in rows.groups], dtype=bool)
     groups = np.where(grouped, first_of_equals(_number(rows.groups)), itself)
     return join(itself, np.tile(itself, 3), np.concatenate([firsts, copies, groups]))

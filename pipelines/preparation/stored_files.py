@@ -13,7 +13,7 @@ from PIL import Image
 from grpo_rm.transforms import convert, open_image, open_mask
 
 JPEG_QUALITY = 95
-GRAY_MODES = ("1", "L", "LA", "La")  # and those of 16 bits
+GRAY_MODES = ("1", "L", "LA", "La", "I")  # and the others of 16 bits; I is that of PPM files
 
 
 def digest_of(data: bytes, mask: bytes | None, shorter_side: int | None) -> str:

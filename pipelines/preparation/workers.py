@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
@@ -99,19 +99,14 @@ def map_in_processes(work: Callable[[Task], Result], tasks: Iterable[Task]) -> I
     try:
         futures = deque(executor.submit(_call, task) for task in islice(remaining, IN_FLIGHT * processes))
         while futures:
-            yield _result(futures.popleft(), board)
+            yield futures.popleft().result()
             futures.extend(executor.submit(_call, task) for task in islice(remaining, 1))
+    except BrokenProcessPool:  # of a result, or of a further task after results that were there already
+        raise LostProcessError(board.places()) from None
     finally:
         board.stop()
         executor.shutdown(cancel_futures=True)
         gc.unfreeze()
-
-
-def _result(future: Future[Result], board: _Board) -> Result:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise LostProcessError(board.places()) from None
 
 
 def _start(work: Callable[[Any], Any], board: _Board, parent: int) -> None:

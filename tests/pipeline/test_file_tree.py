@@ -1,6 +1,7 @@
 """Walking through a folder of strangers: links, pipes, what cannot be read, names of any bytes."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,15 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
     assert len(read_file(str(touch(tmp_path / "fits", bytes(100))))) == 100
     with pytest.raises(OSError, match="more than 100 bytes"):
         read_file(str(touch(tmp_path / "larger", bytes(101))))
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**40)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match="which no image needs"):
+            read_file(str(tmp_path / "a.png"))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

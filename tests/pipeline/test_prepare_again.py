@@ -90,9 +90,10 @@ def test_the_former_manifest_is_used_where_the_splits_are_of_the_same_settings(t
     output = tmp_path / "prepared"
     for options in ({}, {}, {"seed": 1}, {"seed": 1, "origin": "there"}, {"seed": 1, "origin": "there"}):
         prepare_made(made(pets()), output, **options)
-    (output / "dataset.json").write_text("{")
-    prepare_made(made(pets()), output, seed=1, origin="there")
-    assert [former is not None for former in seen] == [False, True, False, False, True, False]
+    for damaged in ("{", "[1]"):
+        (output / "dataset.json").write_text(damaged)
+        prepare_made(made(pets()), output, seed=1, origin="there")
+    assert [former is not None for former in seen] == [False, True, False, False, True, False, False]
     assert seen[1]["id"].to_pylist() == sorted(pets())
 
 

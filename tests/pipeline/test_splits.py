@@ -97,6 +97,21 @@ def test_groups_stay_together_whatever_is_added():
     assert splits[500:] == more.pick(range(500, 900)).split()
 
 
+@pytest.mark.parametrize("digest", ["", "of an empty file"])  # "" is of a file that is missing
+def test_files_that_cannot_be_decoded_join_no_groups(digest):
+    images = Images([0] * 200, groups=[f"patient {index // 2}" for index in range(200)])
+    expected = images.split()
+    for index in range(0, 200, 2):
+        images.digests[index], images.hashes[index] = digest, b""
+    splits = images.split()
+    assert splits == expected
+    added = Images([0] * 240, groups=[f"patient {index // 2}" for index in range(240)])
+    added.digests[:200], added.hashes[:200] = images.digests, images.hashes
+    alone = added.split()[200:]
+    added.digests[200], added.hashes[200] = digest, b""
+    assert added.split(former=images.manifest(splits)) == [*splits, *alone]
+
+
 def test_an_edited_image_stays_where_it_was():
     images = Images([0] * 90)
     splits = images.split()

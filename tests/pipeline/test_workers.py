@@ -86,6 +86,23 @@ def test_a_lost_process_is_told_with_its_place(number):
     assert 17 in caught.value.places and len(caught.value.places) <= count_processors()
 
 
+def test_a_process_is_lost_while_results_wait():
+    """When the next task is sent, the processes are known to be gone."""
+
+    def work(number):
+        mark(number)
+        if number == 2:
+            end(signal.SIGKILL)
+        return number
+
+    results = map_in_processes(work, range(100))
+    next(results)
+    time.sleep(0.5)
+    with pytest.raises(LostProcessError) as caught:
+        list(results)
+    assert 2 in caught.value.places
+
+
 def test_warnings_and_logs_stay_silent(capfd):
     def work(_):
         warnings.warn("of a file", stacklevel=1)

@@ -53,6 +53,17 @@ def big_tiff(parts: int) -> bytes:
     return b"II+\0" + struct.pack("<HHQQHHQQ", 8, 0, 16, 1, 273, 4, parts, 44)
 
 
+def tiled_tiff(order: str, width: tuple[int, int], length: tuple[int, int], *more: int) -> bytes:
+    """Return a TIFF of 16 x 16 in one tile, whose sides are given with their types; `more` is another width, LONG."""
+    entries = [(256, 3, 16), (257, 3, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (322, *width)]
+    entries += [(322, 4, side) for side in more] + [(323, *length), (324, 4, 300), (325, 4, 10)]
+    pack = {3: f"{order}HHIHxx", 4: f"{order}HHII"}
+    packed = b"".join(struct.pack(pack[kind], tag, kind, 1, value) for tag, kind, value in entries)
+    signature = b"II*\0" if order == "<" else b"MM\0*"
+    head = signature + struct.pack(f"{order}IH", 8, len(entries)) + packed + bytes(4)
+    return head.ljust(300, b"\0") + zlib.compress(bytes(256))
+
+
 PROGRESSIVE = encode("JPEG", progressive=True)
 PNG = encode("PNG")
 
@@ -69,6 +80,12 @@ PNG = encode("PNG")
         (tiff("<", 10_000_000), "10,000,000 parts"),
         (tiff(">", 10_000_000), "10,000,000 parts"),
         (big_tiff(10_000_000), "10,000,000 parts"),
+        (
+            tiled_tiff("<", (4, 16_000), (4, 16_000)),
+            "16 x 16 pixels in tiles of 256,000,000, expected at most 64,000,0",
+        ),
+        (tiled_tiff(">", (3, 16_000), (4, 16_000)), "16 x 16 pixels in tiles of 256,000,000"),
+        (tiled_tiff("<", (4, 16_000), (4, 16_000), 16), "16 x 16 pixels in tiles of 256,000,000"),
         (b"P6 1000 600 254\n" + bytes(1_800_000), "this kind of PPM is slow to decode"),
         (b"P3 1000 300 255\n" + b"7 " * 900_000, "this kind of PPM is slow to decode"),
     ],
@@ -82,6 +99,9 @@ PNG = encode("PNG")
         "tiles",
         "tiles, MM",
         "strips of a BigTIFF",
+        "large tiles",
+        "large tiles, MM",
+        "large tiles, given twice",
         "P6",
         "P3",
     ],
@@ -102,6 +122,7 @@ def test_what_costs_too_much(file, reason):
         encode("TIFF"),
         encode("TIFF", big_tiff=True),
         encode("TIFF", compression="tiff_lzw"),
+        tiled_tiff("<", (3, 16), (3, 16)),
         encode("PPM"),
         b"P3 2 1 255\n1 2 3 4 5 6\n",
         b"P6 2 1 254\n\1\2\3\4\5\6",

@@ -1,6 +1,8 @@
 """Image files, decoded: one rule for each kind of file; masks as they are."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -93,6 +95,7 @@ def indexed(transparent=None):
 
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [10, 20, 30]], dtype=np.uint8)
+LAB = Image.frombytes("LAB", COLOR.shape[1::-1], COLOR.tobytes())
 OTHER = Image.fromarray(255 - COLOR)
 CMYK = Image.fromarray(COLOR).convert("CMYK")
 
@@ -111,7 +114,9 @@ CMYK = Image.fromarray(COLOR).convert("CMYK")
         (encoded(Image.fromarray(np.dstack([COLOR, GRAY]))), COLOR),
         (encoded(Image.fromarray(np.dstack([GRAY, 255 - GRAY]))), GRAY),
         (encoded(Image.fromarray(GRAY.astype(np.uint16) * 256 + 255)), GRAY),
+        (encoded(Image.fromarray(GRAY.astype(np.uint16) * 256 + 255), "PPM"), GRAY),
         (encoded(CMYK, "TIFF"), np.asarray(CMYK.convert("RGB"))),
+        (encoded(LAB, "TIFF"), np.asarray(LAB.convert("RGB"))),
         (encoded(Image.fromarray(COLOR), save_all=True, append_images=[OTHER]), COLOR),
         (encoded(Image.fromarray(GRAY), "GIF", save_all=True, append_images=[OTHER]), GRAY),
         (encoded(Image.fromarray(COLOR), "WEBP", lossless=True, save_all=True, append_images=[OTHER]), COLOR),
@@ -129,7 +134,9 @@ CMYK = Image.fromarray(COLOR).convert("CMYK")
         "alpha",
         "gray with alpha",
         "16 bits",
+        "PPM of 16 bits",
         "CMYK",
+        "LAB",
         "animated PNG",
         "animated GIF",
         "animated WEBP",
@@ -168,6 +175,33 @@ def test_every_error_is_of_one_kind_and_one_line():
         with pytest.raises(ImageError) as caught:
             decode(data, channels=3)
         assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+def few_bits(bits: int) -> bytes:
+    """Return a gray PNG of 8 x 1 with the values 0 and 1 in turn, of so many bits each."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    row = int(f"{1:0{2 * bits}b}" * 4, 2).to_bytes(bits)
+    header = struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    "mask", [few_bits(2), few_bits(4), b"P5 8 1 20\n" + bytes([0, 1] * 4), b"P2 8 1 20\n0 1 0 1 0 1 0 1\n"]
+)
+def test_open_mask_refuses_what_pillow_scales(mask):
+    """A mask of 4 bits with the classes 0 and 1 would have 0 and 17."""
+    with pytest.raises(ImageError, match="is read with other values than it has: save it as 8-bit PNG"):
+        open_mask(mask)
+
+
+@pytest.mark.parametrize("mask", [few_bits(1), few_bits(8), b"P5 8 1 255\n" + bytes([0, 1] * 4)])
+def test_open_mask_takes_gray(mask):
+    assert np.asarray(open_mask(mask)).astype(int).tolist() == [[0, 1] * 4]
 
 
 def test_open_mask_gives_values_as_they_are():
