@@ -237,12 +237,24 @@ class Batches:
         return self._sampler.length
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield this process's batches of epoch `number`, without decoding those before batch `start`."""
+        """Yield this process's batches of epoch `number`, without decoding those before batch `start`.
+
+        Raises:
+            ChildProcessError: A worker was killed.
+        """
         self._sampler.epoch, self._sampler.start = number, start
         if self._loader.num_workers:
             self._images.share_memory(self._loader.num_workers, self._local_batch_size)
-        for images, labels in self._loader:
-            yield self._images.memory.take(images) if self._images.memory else images, torch.from_numpy(labels)
+        try:
+            for images, labels in self._loader:
+                yield self._images.memory.take(images) if self._images.memory else images, torch.from_numpy(labels)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"{error}: a process that reads images was killed, as the system does when memory runs out. Lower "
+                "loader.cache_gib, loader.workers or batch_size"
+            ) from error
 
     def close(self) -> None:
         """End the worker processes; the next epoch starts new ones.

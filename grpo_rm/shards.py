@@ -46,7 +46,9 @@ def open_shard(path: Path) -> Shard:
             table = file.read(COLUMNS, use_threads=False)
             sizes = table["size"].to_numpy()
             return Shard(path, table["id"], table["label"].to_numpy(), _offsets(path, file.metadata, sizes), sizes)
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:  # Arrow's OSErrors name no file
         raise _damage(path) from error
 
 

@@ -87,9 +87,8 @@ def prepare(
             is_good=is_usable(manifest),
             former=shard_files.find_shards(output),
         )
-        write_all(source, partial, shards, manifest, summary, shorter_side=shorter_side)
+        kept = write_all(source, partial, shards, manifest, summary, shorter_side=shorter_side)
     print_summary(source, manifest, output)
-    kept = sum(shard.former is not None for shard in shards)
     print(f"shards  {len(shards) - kept} written, {kept} kept")
 
 
@@ -172,8 +171,8 @@ def write_all(
     summary: dict[str, Any],
     *,
     shorter_side: int | None,
-) -> None:
-    """Write all files of the prepared data.
+) -> int:
+    """Write all files of the prepared data, and return how many shards are those of the earlier version.
 
     Raises:
         OSError: The disk has too little room; before anything is written, if that is known.
@@ -183,11 +182,9 @@ def write_all(
     with _enough_room(partial, needed):
         for split in SPLITS:
             (partial / split).mkdir()
-        for shard in shards:
-            if shard.former:
-                shard_files.keep_shard(shard.former, partial / shard.path)
-        work = functools.partial(shard_files.write, source, output=partial, shorter_side=shorter_side)
-        _map(source, work, new, lambda count: count, "write", sum(len(shard.rows) for shard in new))
+        work = functools.partial(shard_files.provide, source, output=partial, shorter_side=shorter_side)
+        images = sum(len(shard.rows) for shard in shards)
+        provided = _map(source, work, shards, lambda done: done.images, "write", images)
         left_out = {
             "id": [other.id for other in source.left_out],
             "reason": [other.reason for other in source.left_out],
@@ -197,6 +194,7 @@ def write_all(
         (partial / "dataset.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         for path in partial.glob("*.*"):
             sync(path)
+    return sum(done.was_kept for done in provided)
 
 
 @contextlib.contextmanager

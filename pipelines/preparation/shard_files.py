@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.preparation.replacement import sync
-from pipelines.preparation.shards import ShardRow, plan_shards, read_key, shard_key, write_shard
+from pipelines.preparation.shards import ShardRow, is_intact, plan_shards, read_key, shard_key, write_shard
 from pipelines.preparation.stored_files import digest_of, resize_file, resize_mask
 from pipelines.preparation.workers import mark
 from pipelines.sources.source import SPLITS, Source
@@ -29,7 +30,7 @@ class PlannedShard:
         digests: Of the files, as `digest_of` gives them.
         size: Bytes of the files in it.
         key: Of `shard_key`.
-        former: A file that has the same content.
+        former: A file of the earlier version that has the same content, if it is intact.
     """
 
     path: Path
@@ -38,6 +39,13 @@ class PlannedShard:
     size: int
     key: str
     former: Path | None
+
+
+class Provided(NamedTuple):
+    """What was done for a shard."""
+
+    images: int
+    was_kept: bool
 
 
 def plan(
@@ -79,26 +87,29 @@ def find_shards(prepared: Path) -> dict[str, Path]:
     return {key: path for path in paths if (key := read_key(path))}
 
 
-def keep_shard(former: Path, path: Path) -> None:
-    """Have a shard of the earlier version in the new one: the same file under a second name, or a copy of it."""
+def provide(source: Source, shard: PlannedShard, output: Path, *, shorter_side: int | None) -> Provided:
+    """Have a shard in the prepared data: that of the earlier version if it is intact, else a new one.
+
+    Raises:
+        ChangedFileError: A file changed since it was described.
+    """
+    path, images = output / shard.path, len(shard.rows)
+    if shard.former and is_intact(shard.former):
+        _keep(shard.former, path)
+        return Provided(images, was_kept=True)
+    write_shard(path, _read_rows(source, shard, shorter_side), classes=source.classes, key=shard.key)
+    sync(path)
+    return Provided(images, was_kept=False)
+
+
+def _keep(former: Path, path: Path) -> None:
+    """Have the same file under a second name, or a copy of it."""
     real = former.resolve()  # DVC may have put a link to its cache here
     try:
         path.hardlink_to(real)
     except OSError:
         shutil.copyfile(real, path)
         sync(path)
-
-
-def write(source: Source, shard: PlannedShard, output: Path, *, shorter_side: int | None) -> int:
-    """Write a shard, and return of how many images.
-
-    Raises:
-        ChangedFileError: A file changed since it was described.
-    """
-    rows = _read_rows(source, shard, shorter_side)
-    write_shard(output / shard.path, rows, classes=source.classes, key=shard.key)
-    sync(output / shard.path)
-    return len(shard.rows)
 
 
 def _read_rows(source: Source, shard: PlannedShard, shorter_side: int | None) -> Iterator[ShardRow]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-FORMAT = 1  # of the shards: with another one, all are written anew
+FORMAT = 2  # of the shards: with another one, all are written anew
 KEY = b"grpo_rm"  # in the metadata
 
 # A shard is what DVC stores anew when an image in it changes, and what processes write side by side: small enough for
@@ -104,6 +104,17 @@ def read_key(path: Path) -> str | None:
     return metadata[KEY].decode() if KEY in metadata else None
 
 
+def is_intact(path: Path) -> bool:
+    """Whether the content of a shard is what was written, by the checksums of its pages."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                file.read_row_group(group, use_threads=False)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
 def write_shard(path: Path, rows: Iterable[ShardRow], *, classes: Sequence[str], key: str) -> None:
     """Write a shard: the same bytes for the same rows. Of the rows, about 16 MiB are in memory at once.
 
@@ -125,6 +136,7 @@ def write_shard(path: Path, rows: Iterable[ShardRow], *, classes: Sequence[str],
         write_statistics=["id", "label", "size", "mask_size"],  # the smallest file would be in it, and the largest
         data_page_size=PAGE_BYTES,
         max_rows_per_page=GROUP_IMAGES,
+        write_page_checksum=True,
     ) as writer:
         while group:
             writer.write_table(_to_table(group, schema))

@@ -69,6 +69,20 @@ def test_shards_as_dvc_leaves_them_are_kept(tmp_path, kind):
     assert tree(tmp_path / "cache") == cache
 
 
+@pytest.mark.parametrize("position", [0.3, 0.5, 0.7])
+def test_a_damaged_shard_is_not_kept(tmp_path, position):
+    output = tmp_path / "prepared"
+    prepare_made(made(pets()), output)
+    before = tree(output)
+    shard = next(iter(sorted(output.glob("train/*.parquet"))))
+    content = bytearray(shard.read_bytes())
+    content[int(len(content) * position)] ^= 1
+    shard.write_bytes(content)
+    assert tree(output) != before
+    prepare_made(made(pets()), output)
+    assert tree(output) == before
+
+
 def test_other_labels_or_classes_make_other_shards(tmp_path):
     output = tmp_path / "prepared"
     source = made(pets())

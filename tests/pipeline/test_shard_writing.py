@@ -97,7 +97,7 @@ def test_the_key_says_what_the_content_follows_from():
 
 def test_the_format_is_in_the_key(monkeypatch):
     before = shard_key(["a"], ["0"], [0], classes=["x"])
-    monkeypatch.setattr(shards, "FORMAT", 2)
+    monkeypatch.setattr(shards, "FORMAT", shards.FORMAT + 1)
     assert shard_key(["a"], ["0"], [0], classes=["x"]) != before
 
 

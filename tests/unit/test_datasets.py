@@ -2,6 +2,9 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -201,6 +204,19 @@ def test_workers_change_nothing(is_training, batch_size):
     helped.close()
     assert_equal_epochs(alone.epoch(5), helped.epoch(5))
     helped.close()
+
+
+def killed(image, rng):
+    if multiprocessing.parent_process():  # not where the first image is decoded to see how large it is
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(image, rng)
+
+
+def test_a_worker_that_is_killed_is_told_of():
+    loader = batches(view=killed, workers=1)
+    with pytest.raises(ChildProcessError, match=r"exited unexpectedly.* memory runs out. Lower loader\.cache_gib"):
+        next(loader.epoch(0))
+    loader.close()
 
 
 @pytest.mark.parametrize("is_training", [True, False])

@@ -121,6 +121,14 @@ def test_a_shard_without_sizes_says_to_prepare_again(tmp_path):
         read_split(tmp_path, "train")
 
 
+def test_a_damaged_header_of_a_page_is_found_when_the_shard_is_opened(tmp_path):
+    path = write(tmp_path, [ShardRow(str(i), b"%d" % i * 10, 0) for i in range(5)])
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 36 + content[40:])
+    with pytest.raises(ValueError, match=r"00000\.parquet is damaged"):
+        read_split(tmp_path, "train")
+
+
 def test_a_damaged_length_is_found_when_the_image_is_read(tmp_path):
     rows = [ShardRow(str(i), b"%d" % i * 10, 0) for i in range(5)]
     path = write(tmp_path, rows)
