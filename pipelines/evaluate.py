@@ -167,4 +167,4 @@ def lineage(config: Config) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, description=__doc__)

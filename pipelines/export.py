@@ -141,4 +141,4 @@ def measure_latency(model: "Model", images: "NDArray[np.uint8]") -> dict[str, di
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, description=__doc__)

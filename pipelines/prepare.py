@@ -130,17 +130,17 @@ def read_former(output: Path, *, origin: str, split: dict[str, float]) -> pa.Tab
     """Return the manifest of the earlier version of the data; None where there is none, or its splits are others."""
     try:
         summary = json.loads((output / "dataset.json").read_text(encoding="utf-8"))
-        if (summary["source"], summary["split"]) != (origin, split):
+        former = {"data.source": summary["source"], **summary["split"]}
+        if changed := [name for name, value in {"data.source": origin, **split}.items() if former.get(name) != value]:
+            told = ", ".join(f"{name} was {former.get(name)}" for name in changed)
+            print(f"splits are made anew, as the earlier data had other settings: {told}")
             return None
         return pq.read_table(output / "manifest.parquet", columns=FORMER_COLUMNS)
     except FileNotFoundError:
         return None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # of another version of this program, or damaged; Arrow's are ValueErrors
-        print(f"the earlier {output} cannot be read, so splits are made anew: {error}")
+    except (KeyError, TypeError, ValueError) as error:  # of another version, or damaged; Arrow's are ValueErrors
+        reason = str(error).partition("\n")[0]
+        print(f"splits are made anew, as the earlier {output} cannot be read: {reason}")
         return None
 
 
@@ -229,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, description=__doc__)

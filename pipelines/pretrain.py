@@ -74,4 +74,4 @@ def to_channels(statistics: list[float], channels: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, description=__doc__)

@@ -238,4 +238,4 @@ def gate_tags(gate: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, description=__doc__)

@@ -1,5 +1,6 @@
 """How a stage starts, and how it ends: done, failed or interrupted."""
 
+import argparse
 import atexit
 import contextlib
 import ctypes
@@ -59,12 +60,19 @@ class _Interrupt:
 _interrupt = _Interrupt()
 
 
-def run_stage(main: Callable[[], None]) -> None:
+def run_stage(main: Callable[[], None], *, description: str | None = None) -> None:
     """Run a stage, and leave with its exit code: 0, 1 for an error, 75 for a server that does not answer, 143 after
     SIGTERM, 130 after SIGINT.
 
     What a user can mend ends as one message, without a traceback; GRPO_RM_DEBUG=1 shows the traceback instead.
+
+    Args:
+        main: The stage.
+        description: What `--help` says of a stage that takes no arguments.
     """
+    if description is not None:
+        parser = argparse.ArgumentParser(prog=f"python -m {_module_name()}", description=description)
+        parser.parse_args()
     gc.set_threshold(50_000)  # importing torch and mlflow collects thousands of times otherwise: 1 s
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
@@ -81,6 +89,11 @@ def run_stage(main: Callable[[], None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else Path(sys.argv[0]).name
 
 
 def _watch_main_thread() -> None:

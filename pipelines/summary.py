@@ -14,7 +14,8 @@ SHOWN = ("accuracy", "f1_macro", "nll", "ece", "ece_calibrated", "linear_probe_t
 
 def main() -> None:
     """Print the three models side by side, the gate's verdict, the version, and what to open next."""
-    evaluation, registration = read("evaluation"), read("registration")
+    validation, evaluation, registration = read("validation"), read("evaluation"), read("registration")
+    print(*describe_data(validation), sep="\n")
     print(summarize(evaluation, registration["gate"]))
     print(look_up(registration), "", *where_to_look(registration["name"]), sep="\n")
 
@@ -26,6 +27,16 @@ def read(name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} not found: run `make pipeline` (or `dvc checkout`) first")
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def describe_data(validation: dict[str, Any]) -> list[str]:
+    """Return what the data were warned of: where a stage comes out of DVC's cache, it printed nothing."""
+    failed = [expectation for expectation in validation["expectations"] if not expectation["success"]]
+    if not failed:
+        return []
+    count = len(validation["expectations"])
+    title = f"data: {len(failed)} of {count} expectations failed, see reports/data_docs/index.html"
+    return ["", title, *(f"  {expectation['severity']}: not {expectation['description']}" for expectation in failed)]
 
 
 def summarize(evaluation: dict[str, Any], gate: dict[str, Any]) -> str:

@@ -90,6 +90,19 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def check_source(prepared: Path, source: str) -> None:
+    """Refuse data that were prepared from another source.
+
+    Raises:
+        ValueError: `source`, the present `data.source`, is another.
+    """
+    origin = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))["source"]
+    if origin != source:
+        raise ValueError(
+            f"{prepared} was made from {origin}, but data.source is {source}: run `dvc repro prepare` first"
+        )
+
+
 def check_neighbors(prepared: Path, ks: Sequence[int]) -> None:
     """Refuse numbers of neighbors that the evaluation cannot have, before anything is trained.
 
@@ -107,6 +120,7 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="report critical failures too without stopping")
     arguments = parser.parse_args()
     config = load_config()
+    check_source(PREPARED, config.data.source)
     if not validate(PREPARED, REPORTS, config.data.expectations, report_only=arguments.report_only):
         raise ValueError(
             "the data failed critical expectations, listed above. Fix the data at its source as the table says, then "

@@ -16,8 +16,7 @@ SHOWN = 5  # files that cannot be used, by name
 
 def is_usable(manifest: pa.Table) -> NDArray[np.bool_]:
     """Return whether each image can be decoded, and its mask used."""
-    errors = [name for name in ("decode_error", "mask_error") if name in manifest.column_names]
-    usable: NDArray[np.bool_] = np.all([pc.equal(manifest[name], "").to_numpy() for name in errors], axis=0)
+    usable: NDArray[np.bool_] = np.all([pc.equal(manifest[name], "").to_numpy() for name in _errors(manifest)], axis=0)
     return usable
 
 
@@ -50,7 +49,7 @@ def summarize(
     if not len(train):
         raise ValueError(
             f"none of the {len(manifest)} images of {source.name} is a training image that can be used"
-            + "".join(f"; {line}" for line in _examples(manifest, "decode_error")[:1])
+            + "".join(f"; {line}" for name in _errors(manifest) for line in _examples(manifest, name)[:1])
         )
     mean, square = train[:, :3].mean(axis=0), (train[:, :3] ** 2 + train[:, 3:] ** 2).mean(axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -91,6 +90,10 @@ def print_summary(source: Source, manifest: pa.Table, output: Path) -> None:
     if "mask_error" in manifest.column_names:
         _print_files("have no usable mask", _examples(manifest, "mask_error"))
     _print_files("left out", [f"{other.id!r}: {other.reason}" for other in source.left_out])
+
+
+def _errors(manifest: pa.Table) -> list[str]:
+    return [name for name in ("decode_error", "mask_error") if name in manifest.column_names]
 
 
 def _examples(manifest: pa.Table, column: str) -> list[str]:

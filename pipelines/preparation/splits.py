@@ -200,9 +200,11 @@ def _too_few(name: str, classes: list[str], missing: dict[int, tuple[int, int]],
         f"{classes[label]!r} has {units}{f' (of {images} images)' if images != units else ''}"
         for label, (images, units) in missing.items()
     ]
+    remedy = "Add images that belong to none of these, or remove the class"
+    if all(units >= len(splits) for _, units in missing.values()):
+        remedy = "They are all in some splits from before: add images, or delete data/prepared to make all splits anew"
     return (
         f"{len(missing)} class(es) of {name} cannot be in each of {', '.join(SPLITS[split] for split in splits)}: "
         f"{', '.join(counts[:10])}; expected at least {len(splits)} images that can be decoded, where copies, "
-        f"near-duplicates and images of one group count once, not all in one split from before. Add images that "
-        f"belong to none of these, or remove the class; or delete data/prepared to make all splits anew"
+        f"near-duplicates and images of one group count once. {remedy}"
     )

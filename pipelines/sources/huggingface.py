@@ -32,6 +32,8 @@ def open_huggingface(name: str) -> Source:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     path = Path(name)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"huggingface:{name} is no folder: correct the path, or give USER/SET of the Hub")
     parts = _name_splits(name, _open_folder(path) if path.is_dir() else _download(name))
     first = next(iter(parts.values()))
     image, label = _find_image(name, first), _find_label(name, first)

@@ -38,6 +38,8 @@ def open_source(source: str, *, task: str = "classification", void_index: int | 
     if kind in BY_NAME and rest:
         return BY_NAME[kind](rest)
     if kind not in BY_PATH or not rest:
+        if Path(source).expanduser().is_dir():
+            raise ValueError(f"data.source is {source!r}; did you mean folder:{source}?")
         known = ["digits", *(f"{name}:PATH" for name in BY_PATH), *(f"{name}:NAME" for name in BY_NAME)]
         raise ValueError(f"data.source is {source!r}; {nearest(source, known)}")
     path = Path(rest).expanduser()

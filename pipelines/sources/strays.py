@@ -18,6 +18,8 @@ FORMATS = {  # first bytes, and the extension that goes with them
     b"\x00\x00\x00\x0cjP  ": ("JPEG 2000", ".jp2"),
 }
 BRANDS = {b"WEBP": ("WebP", ".webp"), b"avif": ("AVIF", ".avif")}  # bytes 8 to 12
+UNREAD = {**dict.fromkeys((".heic", ".heif"), "HEIC"), ".psd": "Photoshop", ".svg": "SVG", ".jxl": "JPEG XL"}
+UNREAD |= dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"), "raw camera")
 
 
 class Stray(NamedTuple):
@@ -77,6 +79,8 @@ def _look_into(path: Path) -> str:
     except OSError as error:
         return f"a file with {said} that cannot be read: {error.strerror}"
     known = next((kind for magic, kind in FORMATS.items() if start.startswith(magic)), BRANDS.get(start[8:12]))
+    if known is None and (kind := UNREAD.get(extension.lower())):
+        return f"an image in {kind} format, which is not read: convert it to JPEG or PNG"
     if known is None:
         return f"no image: a file with {said}"
     return f"a {known[0]} file with {said}: rename it to {file_id(path.stem)}{known[1]}"

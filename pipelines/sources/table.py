@@ -123,7 +123,10 @@ def _check_values(place: str, values: dict[str, str]) -> None:
         if not values[name]:
             raise ValueError(f"{place}: there is no {name}, expected one in each row")
     if values.get("split", SPLITS[0]) not in SPLITS:
-        raise ValueError(f"{place}: the split is {values['split']!r}, expected {', '.join(SPLITS)}")
+        raise ValueError(
+            f"{place}: the split is {values['split']!r}, expected {', '.join(SPLITS)} in each row. Rename it, or "
+            "remove the column: splits are made then"
+        )
 
 
 def _add(rows: _Rows, values: dict[str, str], seen: Counter[str], *, line: int) -> None:

@@ -91,7 +91,7 @@ FAULTS: Faults = {
     "longer_side": {"train/dog/huge.png": "^10001"},
     "aspect_ratio": {"train/dog/long.png": "^6"},
     "reason": {
-        "train/cat/drawing.svg": "^no image: a file with the extension .svg$",
+        "train/cat/drawing.svg": "^an image in SVG format, which is not read: convert it",
         "train/cat/script.eps": "^no image: a file with the extension .eps$",
         "train/dog/.DS_Store": "^a hidden file$",
         "notes.txt": "^no image: a file with the extension .txt$",

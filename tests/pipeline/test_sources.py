@@ -38,6 +38,7 @@ def test_what_is_left_out_has_its_reason(tmp_path):
             "cat/.hidden.png": image,
             "cat/notes.txt": b"notes",
             "cat/named.data": image,
+            "cat/phone.HEIC": b"\0\0\0\x18ftypheic\0\0\0\0",
             "cat/photo": encode(noise(0), "JPEG"),
             "beside.png": image,
             ".cache/x/1.png": image,
@@ -54,6 +55,7 @@ def test_what_is_left_out_has_its_reason(tmp_path):
         "cat/.hidden.png": "a hidden file",
         "cat/named.data": "a PNG file with the extension .data: rename it to named.png",
         "cat/notes.txt": "no image: a file with the extension .txt",
+        "cat/phone.HEIC": "an image in HEIC format, which is not read: convert it to JPEG or PNG",
         "cat/photo": "a JPEG file with no extension: rename it to photo.jpg",
         "dog/out.png": f"a link to {__file__}, out of the source: copy the file",
         "dog/pipe.png": "a named pipe, no file",
@@ -124,6 +126,16 @@ def test_missing_and_empty_folders(tmp_path):
 def test_sources_that_do_not_exist(source):
     with pytest.raises(ValueError, match=r"data\.source is .*(did you mean|expected)"):
         open_source(source)
+
+
+def test_a_path_without_its_kind(tmp_path):
+    with pytest.raises(ValueError, match=f"did you mean folder:{tmp_path}"):
+        open_source(str(tmp_path))
+
+
+def test_a_folder_for_hugging_face_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder: correct the path, or give USER/SET of the Hub"):
+        open_source(f"huggingface:{tmp_path}/missing")
 
 
 @pytest.mark.parametrize("source", ["digits", "npz:x", "csv:x", "torchvision:MNIST"])

@@ -116,3 +116,15 @@ def test_the_second_signal_ends_at_once(name, code):
     done = run(DEFERRED.format(kill=KILL.format("SIGTERM"), then=later))
     assert time.monotonic() - start < 30
     assert (done.returncode, done.stdout, done.stderr) == (code, "False\nTrue\n", "")
+
+
+def test_help_does_not_run_a_stage(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.prepare", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m pipelines.prepare [-h]\n\nStage prepare: ")

@@ -238,7 +238,8 @@ def test_missing_data_says_which_stage_writes_it(name: str, tmp_path: Path) -> N
 def workspace(tmp_path: Path) -> Path:
     """A folder with params.yaml and prepared data that has a leak."""
     write_prepared(tmp_path / "data/prepared", with_values(["t0", "e2"], sha256="same"))
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("source: digits ", "source: folder:pets ")
+    (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     return tmp_path
 
 
@@ -274,3 +275,11 @@ def test_more_neighbors_than_training_images_are_refused_before_training(tmp_pat
     check_neighbors(tmp_path, [1, 7])
     with pytest.raises(ValueError, match=r"evaluate.knn_k is \[10, 20\], expected at most 7"):
         check_neighbors(tmp_path, [10, 20])
+
+
+def test_data_of_another_source_are_not_validated(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, "argv", ["validate", "--report-only"])
+    with pytest.raises(ValueError, match=r"was made from folder:pets, but data\.source is digits: run `dvc repro prep"):
+        main()
