@@ -89,11 +89,10 @@ def _compare(
     try:
         previous = find_previous_data(prepared, columns=columns)
         added, removed = count_changes(previous.manifest, manifest)
-    except (NoPreviousDataError, KeyError) as error:
+    except (NoPreviousDataError, KeyError, TypeError, pa.ArrowException) as error:  # also of a manifest without columns
         return None, f"Not compared with earlier data ({', '.join(wanted)}): {error}."
-    return previous, (
-        f"Compared with the version before (commit {previous.commit}): {added:,} images added, {removed:,} removed."
-    )
+    images = f"{added:,} image{'s' * (added != 1)} added, {removed:,} removed"
+    return previous, f"Compared with the version before (commit {previous.commit}): {images}."
 
 
 def _existing(path: Path) -> Path:

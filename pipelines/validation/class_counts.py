@@ -60,14 +60,11 @@ def find_renamed(
         return {}
     of_gone = previous.select(["sha256", "label"]).filter(pa.array(np.isin(before, gone)))
     rows = pc.index_in(of_gone["sha256"].combine_chunks(), value_set=present["sha256"].combine_chunks())
-    now = to_numpy(pc.fill_null(pa.array(labels).take(rows), -1))
-    renamed: dict[str, str] = {}
-    for label in gone:
-        images = now[to_numpy(of_gone["label"]) == label]
-        counts = np.bincount(images[(images >= 0) & (images < len(classes))], minlength=len(classes)) * new
-        if 2 * counts.max() > len(images):
-            renamed[previous_classes[label]] = classes[int(counts.argmax())]
-    return renamed
+    old, now = to_numpy(of_gone["label"]), to_numpy(pc.fill_null(pa.array(labels).take(rows), -1))
+    is_new = (now >= 0) & (now < len(classes)) & new[now.clip(0, len(classes) - 1)]
+    pairs, counts = np.unique(old[is_new] * len(classes) + now[is_new], return_counts=True)
+    has_most = 2 * counts > np.bincount(old, minlength=len(previous_classes))[pairs // len(classes)]
+    return {previous_classes[pair // len(classes)]: classes[pair % len(classes)] for pair in pairs[has_most]}
 
 
 def mask_counts(manifest: pa.Table, num_classes: int) -> NDArray[np.int64]:  # (N, C)

@@ -133,15 +133,15 @@ def _torn_groups(manifest: pa.Table, decodable: NDArray[np.bool_]) -> pa.Array:
     groups = manifest["group"].combine_chunks().dictionary_encode()
     names, group = groups.dictionary, np.asarray(groups.indices).astype(np.int64)
     is_in_group = decodable & to_numpy(pc.not_equal(manifest["group"], ""))
-    splits = [*SPLITS, *sorted({*pc.unique(manifest["split"]).to_pylist()} - {*SPLITS})]
     has = [
         np.bincount(group[is_in_group & to_numpy(pc.equal(manifest["split"], split))], minlength=len(names)) > 0
-        for split in splits
+        for split in SPLITS
     ]
-    texts = [pc.if_else(part, split, pa.scalar(None, pa.string())) for part, split in zip(has, splits, strict=True)]
-    words = pc.binary_join_element_wise(names, pc.binary_join_element_wise(*texts, ", ", null_handling="skip"), ": ")
+    bits = range(len(SPLITS))
+    sets = [", ".join(SPLITS[bit] for bit in bits if number >> bit & 1) for number in range(2 ** len(SPLITS))]
+    words = pa.array(sets).take(pa.array(sum(part.astype(np.int64) << bit for bit, part in enumerate(has))))
     is_torn = is_in_group & (np.sum(has, axis=0) > 1)[group]
-    return _at(words, np.where(is_torn, group, -1))
+    return _at(pc.binary_join_element_wise(names, words, ": "), np.where(is_torn, group, -1))
 
 
 def _other_splits(manifest: pa.Table, decodable: NDArray[np.bool_], previous: pa.Table) -> pa.Array:

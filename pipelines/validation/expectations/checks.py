@@ -186,9 +186,9 @@ def _class_changes(
         if dataset["task"] == "segmentation":  # which images show a class says little about its name
             return changes
         renamed = find_renamed(previous.manifest, previous.classes, manifest, classes)
-        words = {name: f"{old} is called {new} now?" for old, new in renamed.items() for name in (old, new)}
-        changes["change"] += changes["id"].map(words).radd(": ").fillna("")
-        return changes
+        words = {name: f": {old} is called {new} now?" for old, new in renamed.items() for name in (old, new)}
+        told = [it and it + words.get(name, "") for name, it in zip(changes["id"], changes["change"], strict=True)]
+        return changes.assign(change=pd.Series(told, dtype=object))
     return None
 
 
