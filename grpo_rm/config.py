@@ -82,8 +82,10 @@ class Expectations(_Block):
     copies: Expectation
     copies_across_splits: Expectation
     near_duplicates_across_splits: Expectation
+    splits_kept: Expectation
     groups_across_splits: Expectation
     one_label: Expectation
+    near_duplicates_one_label: Expectation
     classes: Classes
     class_count: ClassCount
     imbalance: Imbalance

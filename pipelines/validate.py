@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo_rm.config import Expectations, load_config
 from pipelines.stage import run_stage
-from pipelines.validation.manifest import CHANNELS, expected_columns
+from pipelines.validation.manifest import CHANNELS, count_changes, expected_columns
 from pipelines.validation.previous_data import NoPreviousDataError, PreviousData, find_previous_data
 from pipelines.validation.report import build_report, format_table
 
@@ -41,7 +42,7 @@ def validate(prepared: Path, reports: Path, expected: Expectations, *, report_on
     dataset = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))
     manifest = pq.read_table(_existing(prepared / "manifest.parquet"))
     left_out = pq.read_table(_existing(prepared / "left_out.parquet"))
-    previous, remark = _find_previous(prepared, dataset, expected)
+    previous, comparison = _compare(prepared, dataset, manifest, expected)
 
     from pipelines.validation.expectations.checks import validate_manifest
     from pipelines.validation.thumbnails import read_thumbnails
@@ -55,33 +56,43 @@ def validate(prepared: Path, reports: Path, expected: Expectations, *, report_on
         previous=previous,
         docs_directory=docs,
         read_thumbnails=functools.partial(read_thumbnails, prepared),
+        comparison=comparison,
     )
     report = build_report(results, num_rows=len(manifest), previous_data=previous.digest if previous else None)
     text = json.dumps(report, indent=2, ensure_ascii=False)
     reports.mkdir(parents=True, exist_ok=True)
     (reports / "validation.json").write_text(text + "\n", encoding="utf-8")
-    print(format_table(results, num_rows=len(manifest)))
-    print(remark + f"Details: {(docs / 'index.html').as_posix()}", flush=True)  # before an error on the other stream
+    print(format_table(results, dataset, num_rows=len(manifest), comparison=comparison))
+    print(f"Details: {(docs / 'index.html').as_posix()}", flush=True)  # before an error on the other stream
     return report_only or bool(report["success"])
 
 
-def _find_previous(prepared: Path, dataset: dict[str, Any], expected: Expectations) -> tuple[PreviousData | None, str]:
-    """The version of the data to compare with, and where something wants it that is not there, a line on that."""
+def _compare(
+    prepared: Path, dataset: dict[str, Any], manifest: pa.Table, expected: Expectations
+) -> tuple[PreviousData | None, str]:
+    """The version of the data to compare with, and a line on it, or on what wants it where it is not there."""
     want_classes = expected.classes.severity != "ignore" and expected.classes.names is None
     wanted = [
         name
-        for name, is_wanted in (("drift", expected.drift.severity != "ignore"), ("classes", want_classes))
+        for name, is_wanted in (
+            ("drift", expected.drift.severity != "ignore"),
+            ("classes", want_classes),
+            ("splits_kept", expected.splits_kept.severity != "ignore"),
+        )
         if is_wanted
     ]
     if not wanted:
         return None, ""
     is_segmentation = dataset["task"] == "segmentation"
-    needed = ("label", "decode_error", "mask_error", "mask_counts", *CHANNELS)
+    needed = ("split", "sha256", "label", "decode_error", "mask_error", "mask_counts", *CHANNELS)
     columns = [name for name in expected_columns(is_segmentation=is_segmentation) if name in needed]
     try:
-        return find_previous_data(prepared, columns=columns), ""
-    except NoPreviousDataError as error:
-        return None, f"Not compared with earlier data ({', '.join(wanted)}): {error}.\n"
+        previous = find_previous_data(prepared, columns=columns)
+        added, removed = count_changes(previous.manifest, manifest)
+    except (NoPreviousDataError, KeyError, TypeError, pa.ArrowException) as error:  # also of a manifest without columns
+        return None, f"Not compared with earlier data ({', '.join(wanted)}): {error}."
+    images = f"{added:,} image{'s' * (added != 1)} added, {removed:,} removed"
+    return previous, f"Compared with the version before (commit {previous.commit}): {images}."
 
 
 def _existing(path: Path) -> Path:

@@ -49,6 +49,24 @@ def class_changes(classes: Sequence[str], expected: Sequence[str], *, gone: str,
     return pd.DataFrame({"id": names, "change": pd.Series(change, dtype=object)})
 
 
+def find_renamed(
+    previous: pa.Table, previous_classes: Sequence[str], present: pa.Table, classes: Sequence[str]
+) -> dict[str, str]:
+    """The classes that are gone of which most images, by their bytes, have one label that is new: old name to new."""
+    labels, before = to_numpy(present["label"]), to_numpy(previous["label"])
+    gone = [label for label, name in enumerate(previous_classes) if name not in {*classes}]
+    new = np.array([name not in {*previous_classes} for name in classes], dtype=bool)
+    if not gone or not new.any():
+        return {}
+    of_gone = previous.select(["sha256", "label"]).filter(pa.array(np.isin(before, gone)))
+    rows = pc.index_in(of_gone["sha256"].combine_chunks(), value_set=present["sha256"].combine_chunks())
+    old, now = to_numpy(of_gone["label"]), to_numpy(pc.fill_null(pa.array(labels).take(rows), -1))
+    is_new = (now >= 0) & (now < len(classes)) & new[now.clip(0, len(classes) - 1)]
+    pairs, counts = np.unique(old[is_new] * len(classes) + now[is_new], return_counts=True)
+    has_most = 2 * counts > np.bincount(old, minlength=len(previous_classes))[pairs // len(classes)]
+    return {previous_classes[pair // len(classes)]: classes[pair % len(classes)] for pair in pairs[has_most]}
+
+
 def mask_counts(manifest: pa.Table, num_classes: int) -> NDArray[np.int64]:  # (N, C)
     """Pixels of each class in each mask; every mask of the manifest has to be readable."""
     return np.asarray(manifest["mask_counts"].combine_chunks().flatten()).reshape(-1, num_classes)

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.sources.source import SPLITS
+
 CHANNELS = tuple(f"{statistic}_{channel}" for statistic in ("mean", "std") for channel in "rgb")
 COLUMNS = {
     "id": "str",
@@ -79,43 +81,87 @@ def is_decodable(manifest: pa.Table) -> NDArray[np.bool_]:  # (N,)
     return to_numpy(pc.equal(manifest["decode_error"], "")).astype(bool)
 
 
-def image_table(manifest: pa.Table) -> pd.DataFrame:
+def image_table(manifest: pa.Table, previous: pa.Table | None = None) -> pd.DataFrame:
     """One row per image: what the expectations look at, with the columns that need more than one row or column.
 
     - `copy_of`: the id of the first image with the same bytes in the same split, null for that image itself;
     - `same_image_in_other_split`, `same_image_with_other_label`: the id of an image with the same bytes there;
     - `near_duplicate_in_other_split`: the id of an image of the same set there, for images without a copy there;
-    - `group_in_other_split`: the id of an image of the same group there;
+    - `near_duplicate_with_other_label`: the same for labels;
+    - `group_in_other_split`: its group and the splits that have it, if there are more than one;
+    - `split_now`: this and the split before, if the previous version has the same bytes and not in this split;
     - `other_format`: the format of a file whose extension says another;
     - `shorter_side`, `longer_side`, `aspect_ratio` (longer over shorter);
     - `largest_std`: the largest standard deviation of the three channels, 0 for an image of one color.
 
     All of these are null for images that cannot be decoded: they reach no model, and empty files are all alike.
+    `split_now` is there where a previous version is.
     """
     decodable = is_decodable(manifest)
     kept = [name for name in ("id", "split", "label", "decode_error", *MASK_COLUMNS) if name in manifest.column_names]
     columns = {name: manifest[name].to_pandas() for name in kept if name != "mask_counts"}
     ids = manifest["id"].combine_chunks()
     twins = {name: _at(ids, rows).to_pandas() for name, rows in _twins(manifest, decodable).items()}
-    names = {"other_format": _other_formats(manifest, decodable).to_pandas()}
-    return pd.DataFrame(columns | twins | names | _measures(manifest, decodable))
+    words = {
+        "group_in_other_split": _torn_groups(manifest, decodable),
+        "other_format": _other_formats(manifest, decodable),
+    }
+    if previous is not None:
+        words["split_now"] = _other_splits(manifest, decodable, previous)
+    texts = {name: column.to_pandas() for name, column in words.items()}
+    return pd.DataFrame(columns | twins | texts | _measures(manifest, decodable))
 
 
 def _twins(manifest: pa.Table, decodable: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:  # each (N,), row or -1
-    split = to_codes(manifest["split"])
+    split, label = to_codes(manifest["split"]), to_numpy(manifest["label"])
     file = np.where(decodable, to_codes(manifest["sha256"]), -1)
     near = pc.if_else(pc.equal(manifest["near_duplicate_of"], ""), manifest["id"], manifest["near_duplicate_of"])
-    group = np.where(decodable & to_numpy(pc.not_equal(manifest["group"], "")), to_codes(manifest["group"]), -1)
+    near = np.where(decodable, to_codes(near), -1)
     file_in_split = np.where(decodable, file * (split.max(initial=0) + 1) + split, -1)
-    copies = find_twins(file, split)
-    near_duplicates = find_twins(np.where(decodable, to_codes(near), -1), split)
-    return {
+    in_other_split, with_other_label = find_twins(file, split), find_twins(file, label)
+    return {  # of the near-duplicates, those that are no copies: these are told of already
         "copy_of": find_earlier(file_in_split),
-        "same_image_in_other_split": copies,
-        "near_duplicate_in_other_split": np.where(copies < 0, near_duplicates, -1),  # copies are told of already
-        "group_in_other_split": find_twins(group, split),
-        "same_image_with_other_label": find_twins(file, to_numpy(manifest["label"])),
+        "same_image_in_other_split": in_other_split,
+        "near_duplicate_in_other_split": np.where(in_other_split < 0, find_twins(near, split), -1),
+        "same_image_with_other_label": with_other_label,
+        "near_duplicate_with_other_label": np.where(with_other_label < 0, find_twins(near, label), -1),
     }
+
+
+def _torn_groups(manifest: pa.Table, decodable: NDArray[np.bool_]) -> pa.Array:
+    """Of images whose group is in several splits, the group and these, else null."""
+    groups = manifest["group"].combine_chunks().dictionary_encode()
+    names, group = groups.dictionary, np.asarray(groups.indices).astype(np.int64)
+    is_in_group = decodable & to_numpy(pc.not_equal(manifest["group"], ""))
+    has = [
+        np.bincount(group[is_in_group & to_numpy(pc.equal(manifest["split"], split))], minlength=len(names)) > 0
+        for split in SPLITS
+    ]
+    bits = range(len(SPLITS))
+    sets = [", ".join(SPLITS[bit] for bit in bits if number >> bit & 1) for number in range(2 ** len(SPLITS))]
+    words = pa.array(sets).take(pa.array(sum(part.astype(np.int64) << bit for bit, part in enumerate(has))))
+    is_torn = is_in_group & (np.sum(has, axis=0) > 1)[group]
+    return _at(pc.binary_join_element_wise(names, words, ": "), np.where(is_torn, group, -1))
+
+
+def _other_splits(manifest: pa.Table, decodable: NDArray[np.bool_], previous: pa.Table) -> pa.Array:
+    """Of images that the previous version has in other splits alone: the split now and the one before, else null."""
+    file, split = (manifest[name].combine_chunks() for name in ("sha256", "split"))
+    file_before, split_before = (previous[name].combine_chunks() for name in ("sha256", "split"))
+    before = split_before.take(pc.index_in(file, value_set=file_before))
+    has_moved = pc.and_(pc.fill_null(pc.not_equal(split, before), False), pa.array(decodable))
+    pairs = (pc.binary_join_element_wise(*pair, " ") for pair in ((file, split), (file_before, split_before)))
+    has_moved = pc.and_not(has_moved, pc.is_in(next(pairs), value_set=next(pairs)))  # a copy of it was there
+    return pc.if_else(has_moved, pc.binary_join_element_wise(split, before, ", before "), None)
+
+
+def count_changes(previous: pa.Table, present: pa.Table) -> tuple[int, int]:
+    """How many images were added and how many removed, by their bytes; a copy counts for itself."""
+    files = pa.chunked_array([*previous["sha256"].chunks, *present["sha256"].chunks], pa.string())
+    change = np.repeat([-1, 1], [len(previous), len(present)])
+    by_file = pa.table({"sha256": files, "change": change}).group_by("sha256").aggregate([("change", "sum")])
+    changes = to_numpy(by_file["change_sum"])
+    return int(changes[changes > 0].sum()), int(-changes[changes < 0].sum())
 
 
 def _measures(manifest: pa.Table, decodable: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:  # each (N,)

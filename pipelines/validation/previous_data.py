@@ -25,11 +25,13 @@ class PreviousData:
 
     Attributes:
         digest: Its hash in dvc.lock.
+        commit: The newest one that has it, abbreviated, and the day of it: "abc1234, 2026-11-20".
         classes: Names of its classes.
         manifest: Its manifest; the columns that were asked for.
     """
 
     digest: str
+    commit: str
     classes: list[str]
     manifest: pa.Table
 
@@ -60,9 +62,10 @@ def _find(prepared: Path, columns: list[str]) -> PreviousData:
         manifest_hash = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     lock = Path("dvc.lock")
     here = _read_lock(lock.read_bytes()) if lock.is_file() else None
-    versions = [version for version in _committed_versions() if version.source in (None, present["source"])]
+    committed = _committed_versions().items()
+    versions = {version: at for version, at in committed if version.source in (None, present["source"])}
     cache = _cache_directory() if versions else Path()
-    for version in versions:
+    for version, commit in versions.items():
         files = _list_files(cache, version.digest)
         if files is None and here is not None and version.digest == here.digest:
             continue  # prepared here, and not kept: it is the present one
@@ -75,7 +78,7 @@ def _find(prepared: Path, columns: list[str]) -> PreviousData:
         is_same_kind = all(dataset.get(name) == present[name] for name in ("source", "task"))
         if is_same_kind and files["manifest.parquet"] != manifest_hash:
             manifest = pq.read_table(_cached(cache, files["manifest.parquet"]), columns=columns)
-            return PreviousData(version.digest, dataset["classes"], manifest)
+            return PreviousData(version.digest, commit, dataset["classes"], manifest)
     raise NoPreviousDataError("git has no earlier version of data from this source (it is the first one)")
 
 
@@ -86,12 +89,16 @@ class _Version(NamedTuple):
     source: str | None
 
 
-def _committed_versions() -> list[_Version]:
-    """The versions of the prepared data that were committed, newest first."""
-    commits = _git("log", f"--max-count={MAX_COMMITS}", "--format=%H", "--", "dvc.lock").split()
-    shown = [subprocess.run(["git", "show", f"{it}:./dvc.lock"], check=False, capture_output=True) for it in commits]
-    versions = [_read_lock(done.stdout) for done in shown if done.returncode == 0]  # else that commit deleted it
-    return list(dict.fromkeys(version for version in versions if version is not None))
+def _committed_versions() -> dict[_Version, str]:
+    """The versions of the prepared data that were committed, newest first, and the newest commit of each."""
+    versions: dict[_Version, str] = {}
+    for commit in _git("log", f"--max-count={MAX_COMMITS}", "--format=%h, %cs", "--", "dvc.lock").splitlines():
+        name = commit.partition(",")[0]
+        done = subprocess.run(["git", "show", f"{name}:./dvc.lock"], check=False, capture_output=True)
+        version = _read_lock(done.stdout) if done.returncode == 0 else None  # else that commit deleted it
+        if version is not None:
+            versions.setdefault(version, commit)
+    return versions
 
 
 def _read_lock(lock: bytes) -> _Version | None:

@@ -1,12 +1,14 @@
 """What is said of a validation: the report, and the table in the terminal."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Great Expectations takes seconds to load
     from pipelines.validation.expectations.checks import ExpectationResult
 
 HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
-MAX_NAMED = 10  # rows of an expectation, in the table and in the Data Docs; the report has more
+MAX_NAMED = 10  # rows of an expectation, in the table and in the Data Docs
+MAX_SAMPLES = 100  # of an expectation, in the report
 MAX_VALUE = 100  # characters of an observed value in the table
 INDENT = " " * HEADER.index("expectation")
 
@@ -36,13 +38,34 @@ def build_report(
     }
 
 
-def format_table(results: "list[ExpectationResult]", *, num_rows: int) -> str:
+def make_title(results: "list[ExpectationResult]", dataset: Mapping[str, Any], *, num_rows: int) -> str:
+    """What was validated, and how many expectations failed."""
+    name, source = printable(dataset["name"]), printable(dataset["source"])
+    of = name if name == source else f"{name} ({source})"
+    num_failed = len(_failed(results))
+    failed = (
+        f"{num_failed} of {len(results)} expectations failed" if num_failed else f"all {len(results)} expectations hold"
+    )
+    return f"Validated {num_rows:,} images of {of}: {failed}."
+
+
+def format_table(
+    results: "list[ExpectationResult]", dataset: Mapping[str, Any], *, num_rows: int, comparison: str = ""
+) -> str:
     """The failed expectations, critical ones first, each with its rows, up to ten of their ids, and how to fix it."""
     failed = sorted(_failed(results), key=lambda result: result.severity)  # "critical" < "warning"; sorting is stable
+    title = [make_title(results, dataset, num_rows=num_rows), *([printable(comparison)] if comparison else [])]
     if not failed:
-        return f"Validated {num_rows:,} images: all {len(results)} expectations hold."
-    title = f"Validated {num_rows:,} images: {len(failed)} of {len(results)} expectations failed."
-    return "\n".join([title, "", HEADER, *(_format_failure(result) for result in failed)])
+        return "\n".join(title)
+    return "\n".join([*title, "", HEADER, *(_format_failure(result) for result in failed)])
+
+
+def say_cut(count: int) -> str:
+    """How many of these rows are shown, and how many are in the report; "" where all are shown."""
+    if count <= MAX_NAMED:
+        return ""
+    in_report = "all" if count <= MAX_SAMPLES else f"{MAX_SAMPLES:,}"
+    return f"{MAX_NAMED} of {count:,}, {in_report} of them in validation.json"
 
 
 def _format_failure(result: "ExpectationResult") -> str:
@@ -51,9 +74,9 @@ def _format_failure(result: "ExpectationResult") -> str:
     lines += [f"{INDENT}  {result.observed}"] if result.observed else []
     what = "" if result.observed else f"{result.column} = "
     named = result.samples[:MAX_NAMED]
-    lines += [f"{INDENT}  {_printable(row_id)}: {what}{_shorten(value)}" for row_id, value in named]
-    num_more = result.unexpected_count - len(named)
-    lines += [f"{INDENT}  and {num_more:,} more, see validation.json"] if num_more > 0 else []
+    lines += [f"{INDENT}  {printable(row_id)}: {what}{_shorten(value)}" for row_id, value in named]
+    cut = say_cut(result.unexpected_count)
+    lines += [f"{INDENT}  {cut}"] if cut else []
     return "\n".join([*lines, f"{INDENT}  fix: {result.fix}", ""])
 
 
@@ -66,14 +89,14 @@ def _format_rows(result: "ExpectationResult") -> tuple[str, str]:
     return f"{result.unexpected_count:,} of {result.element_count:,}", f"{result.unexpected_percent:.3g} %"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Escape line breaks and what a terminal would obey: file names come from strangers."""
     escaped = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return "".join(escaped)
 
 
 def _shorten(value: object) -> str:
-    line = _printable(_format_number(value) if isinstance(value, float) else str(value))
+    line = printable(_format_number(value) if isinstance(value, float) else str(value))
     return line if len(line) <= MAX_VALUE else line[: MAX_VALUE - 3] + "..."
 
 

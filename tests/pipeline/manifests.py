@@ -81,7 +81,7 @@ def write_prepared(
     pq.write_table(to_left_out(left_out or {}), directory / "left_out.parquet")
     counts = {"train": {"cat": 20, "dog": 20}}
     task = "segmentation" if "mask_error" in rows.columns else "classification"
-    dataset = {"task": task, "source": "folder:pets", "classes": CLASSES, "counts": counts, **fields}
+    dataset = {"task": task, "name": "pets", "source": "folder:pets", "classes": CLASSES, "counts": counts, **fields}
     (directory / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     return directory
 

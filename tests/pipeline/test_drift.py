@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import CLASSES, limits, make_mask_rows, make_rows, to_left_out, to_manifest, with_broken, with_values
 
+from pipelines.validation.class_counts import find_renamed
 from pipelines.validation.drift import (
     channel_table,
     count_in_bins,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.validation.expectations.checks import ExpectationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
+PETS = {"task": "classification", "name": "pets", "source": "folder:pets", "classes": CLASSES}
 SAMPLES = st.lists(st.integers(-4, 4).map(lambda k: k / 4), min_size=3, max_size=40).map(np.array)
 
 
@@ -107,14 +109,20 @@ def check(
 
     found = validate_manifest(
         to_manifest(rows),
-        {"task": "classification", "classes": CLASSES},
+        PETS,
         limits(**changes),
         left_out=to_left_out({}),
-        previous=PreviousData("abc.dir", classes or CLASSES, to_manifest(previous)),
+        previous=PreviousData("abc.dir", "abc1234, 2026-11-20", classes or CLASSES, to_manifest(previous)),
         docs_directory=docs,
         read_thumbnails=lambda _: {},
     )
     return [result for result in found if not result.success]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_version_without_images_has_no_mean(tmp_path: Path) -> None:
+    failed = check(with_broken(list(make_rows()["id"])), make_rows(), tmp_path, decodable={"min_share": 0})
+    assert "KS of mean_r 1, at most 0.2 (mean unknown before, 0.25 now)" in [result.observed for result in failed]
 
 
 def spread(rows: pd.DataFrame, start: float) -> pd.DataFrame:
@@ -131,14 +139,15 @@ def test_a_channel_that_moved_is_named_with_both_distances(tmp_path: Path) -> No
     # all values are above the ninth decile: two of twelve were
     counts = np.array([2, 1, 1, 1, 1, 1, 1, 1, 1, 2]), np.array([0] * 9 + [12])
     index = population_stability_index(*counts)
-    words = [f"PSI of mean_r {round(index, 4):g}, at most 0.2", "KS of mean_r 1, at most 0.2"]
+    means = " (mean 0.25 before, 0.85 now)"
+    words = [f"PSI of mean_r {round(index, 4):g}, at most 0.2{means}", f"KS of mean_r 1, at most 0.2{means}"]
     assert [(result.column, result.severity, result.name, result.observed) for result in failed] == [
         ("mean_r", "warning", "expect_column_psi_to_be_less_than", words[0]),
         ("mean_r", "warning", "expect_column_ks_to_be_less_than", words[1]),
     ]
     assert {(result.unexpected_count, result.element_count, *result.samples) for result in failed} == {(0, 0)}
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert all(page.count(line) == format_table(failed, num_rows=12).count(line) == 1 for line in words)
+    assert all(page.count(line) == format_table(failed, PETS, num_rows=12).count(line) == 1 for line in words)
     assert "Kolmogorov-Smirnov statistic of at most 0.2" in page
 
 
@@ -150,7 +159,10 @@ def test_thresholds_are_those_of_the_parameters(tmp_path: Path) -> None:
     drift = {"max_psi": 100, "max_ks": 0.16, "severity": "critical"}
     (failed,) = check(spread(make_rows(), 0.2), moved, tmp_path, drift=drift)
 
-    assert (failed.severity, failed.observed) == ("critical", "KS of mean_r 0.1667, at most 0.16")
+    assert (failed.severity, failed.observed) == (
+        "critical",
+        "KS of mean_r 0.1667, at most 0.16 (mean 0.25 before, 0.366 now)",
+    )
     assert check(spread(make_rows(), 0.2), moved, tmp_path, drift={"max_psi": 100, "max_ks": 0.1667}) == []
 
 
@@ -166,8 +178,30 @@ def test_shares_of_classes_and_their_names(tmp_path: Path) -> None:
         ("dog", "0 % before, 50 % now"),
         ("cat", "14.3 % before, 50 % now"),
     ]
-    assert names.samples == [("<fox>", "vanished"), ("dog", "appeared")]
+    assert names.samples == [
+        ("<fox>", "vanished: <fox> is called dog now?"),
+        ("dog", "appeared: <fox> is called dog now?"),
+    ]
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "85.7 % before, 0 % now" in page
     assert "&lt;fox&gt;" in page
     assert "<fox>" not in page
+
+
+def changes(previous: pd.DataFrame, before: list[str], rows: pd.DataFrame, now: list[str]) -> dict[str, str]:
+    return find_renamed(to_manifest(previous), before, to_manifest(rows), now)
+
+
+def test_a_class_that_was_renamed_is_known_by_most_of_its_images() -> None:
+    before, now = ["cat", "dog"], ["cat", "fox"]
+    rows = with_values(["t1", "v1"], make_rows(), sha256="new")  # of the six dogs, four are foxes
+    assert changes(make_rows(), before, rows, now) == {"dog": "fox"}
+
+    half = with_values(["t3"], rows, sha256="new")
+    assert changes(make_rows(), before, half, now) == {}
+    relabeled = with_values(["t1", "t3", "v1"], make_rows(), label=0)
+    assert changes(make_rows(), before, relabeled, now) == {}
+    assert changes(make_rows(), before, make_rows(), before) == {}
+    assert changes(make_rows(), ["cat", "dog", "emu"], make_rows(), before) == {}  # none is new
+    assert changes(make_rows(), ["cat", "dog", "emu"], make_rows(), ["cat", "dog", "fox"]) == {}  # it had no images
+    assert changes(make_rows(), before, make_rows(), ["dog", "cow"]) == {}  # dogs are called cow; cats are dogs

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from manifests import ROOT, limits, make_rows, write_prepared
+from manifests import ROOT, limits, make_rows, with_values, write_prepared
 
 from pipelines.validate import validate
 from pipelines.validation import previous_data
@@ -81,6 +81,10 @@ def damage(path: Path) -> None:
     path.write_text("[{]\nby chance")
 
 
+def describe(revision: str) -> str:
+    return succeed("git", "show", "--no-patch", "--format=%h, %cs", revision).strip()
+
+
 def found() -> tuple[str, list[int]]:
     previous = find_previous_data(PREPARED, columns=["label"])
     return previous.digest, previous.manifest["label"].to_pylist()
@@ -131,9 +135,11 @@ def test_the_version_before_is_the_same_before_and_after_this_one_is_committed()
     succeed("git", "add", "--all")
     succeed("git", "commit", "--quiet", "--message", "dvc.lock, but not the data")
     assert found() == (first, [0, 1])
+    assert find_previous_data(PREPARED, columns=["label"]).commit == describe("HEAD~2")
 
     write([1, 1])
     assert found() == (second, [0, 1, 1])
+    assert find_previous_data(PREPARED, columns=["label"]).commit == describe("HEAD"), "the newest that has it"
     commit()
     assert found() == (second, [0, 1, 1])
 
@@ -273,11 +279,17 @@ def test_the_stage_reports_what_changed_since(capsys: pytest.CaptureFixture[str]
     write([0])
     write_prepared(PREPARED, make_rows(), source="folder:a", classes=["cat", "dog", "fox"])
     commit()
-    write_prepared(PREPARED, make_rows().assign(mean_r=0.5), source="folder:a")
+    shutil.rmtree(PREPARED / "train")
+    rows = with_values(["t0", "v2"], make_rows().assign(mean_r=0.5), split="test")
+    write_prepared(PREPARED, with_values(["v2"], rows, sha256="new"), source="folder:a")
 
     assert validate(PREPARED, Path("reports"), limits())
 
     output = capsys.readouterr().out
+    compared = f"Compared with the version before (commit {describe('HEAD')}): 1 image added, 1 removed."
+    assert output.splitlines()[1] == compared
+    assert f"<p>{compared}</p>" in Path("reports/data_docs/index.html").read_text(encoding="utf-8")
+    assert output.count("split_now") == output.count("t0: split_now = test, before train\n") == 1
     assert "fox: change = vanished" in output
     assert "the mean of channel r of the images is distributed as before" in output
     assert "Not checked" not in output

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -23,7 +22,6 @@ from manifests import (
 
 from grpo_rm.config import Expectations
 from pipelines.validation.class_counts import class_changes, class_table
-from pipelines.validation.manifest import EXTENSIONS, find_earlier, find_twins, image_table
 
 if TYPE_CHECKING:
     from pipelines.validation.expectations.checks import ExpectationResult
@@ -41,7 +39,7 @@ def check(
     task = "segmentation" if "mask_error" in manifest.column_names else "classification"
     return validate_manifest(
         manifest,
-        {"task": task, "classes": CLASSES, **fields},
+        {"task": task, "name": "pets", "source": "folder:pets", "classes": CLASSES, **fields},
         expected,
         left_out=to_left_out(left_out or {}),
         previous=None,
@@ -63,9 +61,10 @@ PLANTED: dict[str, tuple[str, list[tuple[str, object]]]] = {
     "other_format": ("warning", [("k-v2.jpg", "PNG")]),
     "same_image_in_other_split": ("critical", [("g-t0", "g-e2"), ("g-e2", "g-t0")]),
     "near_duplicate_in_other_split": ("warning", [("l-t0", "l-v2"), ("l-v2", "l-t0")]),
-    "group_in_other_split": ("critical", [("m-t0", "m-v0"), ("m-t2", "m-v0"), ("m-v0", "m-t0")]),
+    "group_in_other_split": ("critical", [(f"m-{name}", "patient 1: train, val") for name in ("t0", "t2", "v0")]),
     "copy_of": ("warning", [("h-t1", "h-t0"), ("i-v2", "i-v0")]),  # one with two labels is there twice as well
-    "same_image_with_other_label": ("critical", [("h-t0", "h-t1"), ("h-t1", "h-t0")]),
+    "same_image_with_other_label": ("critical", [("h-t0", "h-t1 (dog)"), ("h-t1", "h-t0 (cat)")]),
+    "near_duplicate_with_other_label": ("warning", [("p-t2", "p-t3 (dog)"), ("p-t3", "p-t2 (cat)")]),
     "shorter_side": ("warning", [("e-e1", 7.0)]),
     "longer_side": ("warning", [("f-e2", 10001.0)]),
     "aspect_ratio": ("warning", [("n-e3", 6.25)]),
@@ -82,7 +81,7 @@ def make_faulty_rows() -> pd.DataFrame:
     sets = {
         "a": with_values(["v3"], with_values(["t1"], label=2), label=-1),
         "b": with_values(["t3"], split="dev"),
-        "c": with_values(["t1"], id="t0"),
+        "c": with_values(["t2"], id="t0"),
         "d": with_broken(["e1"], with_values(["e1", "t1"], sha256="same", near_duplicate_of="t1")),  # is no leak
         "e": with_values(["e1"], height=7),
         "f": with_values(["e2"], height=10_001, width=10_000),
@@ -94,8 +93,10 @@ def make_faulty_rows() -> pd.DataFrame:
         "l": with_values(["v2"], near_duplicate_of="l-t0"),
         "m": with_values(["t0", "t2", "v0"], group="patient 1"),
         "n": with_values(["e3"], width=50, height=8),
+        "p": with_values(["t2"], with_values(["t3"], near_duplicate_of="p-t2"), group="of one split"),
         "o": with_values(["t0"], std_r=0, std_g=0),  # has a channel with contrast
     }
+    sets["h"].loc[sets["h"]["id"] == "t1", "near_duplicate_of"] = "h-t0"
     sets["g"].loc[sets["g"]["id"] == "e2", "near_duplicate_of"] = "g-t0"  # a copy is told of as a copy alone
     for name, rows in sets.items():
         rows["id"] = name + "-" + rows["id"]
@@ -208,66 +209,6 @@ def test_no_more_than_a_hundred_samples_are_kept(tmp_path: Path) -> None:
 
     assert [sample_id for sample_id, _ in failed.samples] == ids[:100]
     assert failed.unexpected_count == 107
-
-
-def test_twins_agree_with_a_search_of_all_pairs() -> None:
-    rng = np.random.default_rng(0)
-    rows = pd.concat([make_rows()] * 5, ignore_index=True)
-    rows["id"] = [f"i{k:02}" for k in range(len(rows))]
-    rows["sha256"] = rng.integers(0, 20, len(rows)).astype(str)
-    rows["group"] = rng.choice(["", "a", "b", "c"], len(rows))
-    rows["near_duplicate_of"] = ["" if k < 20 else f"i{k % 20:02}" for k in range(len(rows))]
-    rows = with_broken(rows["id"][::7].tolist(), rows)
-    good = [row for row in rows.to_dict("records") if row["decode_error"] == ""]
-
-    def first(row: dict[str, Any], key: str, other: str) -> str | None:
-        near = row["near_duplicate_of"] or row["id"]
-        same = [
-            one for one in good
-            if ((one["near_duplicate_of"] or one["id"]) == near if key == "near" else one[key] == row[key] != "")
-        ]  # fmt: skip
-        return next((one["id"] for one in same if one[other] != row[other]), None)
-
-    found = image_table(to_manifest(rows)).set_index("id")
-    for row in good:
-        earlier = [one["id"] for one in good if (one["sha256"], one["split"]) == (row["sha256"], row["split"])]
-        copy = first(row, "sha256", "split")
-        expected = {
-            "copy_of": None if earlier[0] == row["id"] else earlier[0],
-            "same_image_in_other_split": copy,
-            "same_image_with_other_label": first(row, "sha256", "label"),
-            "near_duplicate_in_other_split": None if copy else first(row, "near", "split"),
-            "group_in_other_split": first(row, "group", "split"),
-        }
-        actual = found.loc[row["id"]]
-        assert {name: None if pd.isna(actual[name]) else actual[name] for name in expected} == expected
-    broken = found.loc[rows["id"][rows["decode_error"] != ""], list(expected)]
-    assert len(broken) > 5
-    assert broken.isna().all(axis=None)
-
-
-def test_rows_without_a_key_have_no_twins() -> None:
-    keys, values = np.array([-1, 0, -1, 0, 1]), np.array([0, 0, 1, 1, 0])
-    assert find_twins(keys, values).tolist() == [-1, 3, -1, 1, -1]
-    assert find_earlier(keys).tolist() == [-1, -1, -1, 1, -1]
-
-
-def test_an_extension_is_wrong_only_where_it_is_that_of_another_format() -> None:
-    formats = {
-        "a.jpg": "JPEG", "b.JPEG": "JPEG", "phone.jpg": "MPO", "c.png": "JPEG", "no extension": "JPEG", "x.dat": "PNG",
-        "v1.2": "PNG", "dir.png/file": "GIF", "w.webp": "WEBP", "g.tif": "PNG",
-    }  # fmt: skip
-    rows = pd.concat([make_rows().iloc[:1]] * len(formats), ignore_index=True)
-
-    found = image_table(to_manifest(rows.assign(id=list(formats), format=list(formats.values()))))
-
-    assert found.set_index("id")["other_format"].dropna().to_dict() == {"c.png": "JPEG", "g.tif": "PNG"}
-
-
-def test_every_format_that_is_decoded_has_its_extensions() -> None:
-    from grpo_rm.transforms import FORMATS
-
-    assert set(FORMATS) <= set(EXTENSIONS)
 
 
 def test_counts_of_classes_by_hand() -> None:

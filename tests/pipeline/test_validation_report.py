@@ -72,8 +72,8 @@ def words(page: str) -> list[str]:
 
 def test_the_data_docs_show_each_image_that_failed(page: str) -> None:
     shown = pictures(page)
-    # the blank one, a copy, and five that are in two splits
-    assert sorted(picture.size for picture in shown) == [(SIDE // 2, SIDE)] + [(SIDE, 53)] * 6
+    # the blank one, and each with the other one: a copy, and five that are in two splits
+    assert sorted(picture.size for picture in shown) == [(SIDE // 2, SIDE)] + [(SIDE, 53)] * 2 * 6
     blank = min(shown, key=lambda picture: picture.size)
     assert np.asarray(blank).min() == 255
     assert len(re.findall(r"<div[^>]*>\s*no image\s*</div>", page)) == 1  # in place of the broken one
@@ -141,9 +141,10 @@ def test_the_report_is_the_same_bytes_wherever_it_is_written(
     output = capsys.readouterr().out
     assert "alert(1)</script> &$id\\n2.png" in output
     assert "&$id\n" not in output
-    assert "Not compared with earlier data (drift, classes): git has no history here (" in output
+    assert "Not compared with earlier data (drift, classes, splits_kept): git has no history here (" in output
 
 
+DATASET = {"name": "shapes", "source": "folder:data/raw/shapes"}
 RESULT = {
     "table": "images",
     "name": "expect_named_values_to_be_null",
@@ -166,13 +167,15 @@ def result(**changes: object) -> "ExpectationResult":
 
 
 def test_the_table_names_what_failed_where_and_how_to_fix_it() -> None:
-    results = [result(), result(success=True, description="all fine"), result(severity="critical", unexpected_count=2)]
+    results = [result(), result(success=True, description="all fine"), result(severity="critical", unexpected_count=12)]
 
-    table = format_table(results, num_rows=120)
+    table = format_table(results, DATASET, num_rows=120)
 
-    assert table.splitlines()[0] == "Validated 120 images: 2 of 3 expectations failed."
+    assert (
+        table.splitlines()[0] == "Validated 120 images of shapes (folder:data/raw/shapes): 2 of 3 expectations failed."
+    )
     assert re.search(
-        r"critical +2 of 120 +1\.67 %  no image is there twice\n +b.png: copy_of = a.png\n +and 1 more", table
+        r"critical +12 of 120 +10 %  no image is there twice\n +b.png: copy_of = a.png\n +10 of 12, all of them", table
     )
     assert re.search(
         r"warning +1 of 120 +0\.833 %  no image is there twice\n +b.png: copy_of = a.png\n +fix: delete", table
@@ -184,11 +187,11 @@ def test_the_table_names_what_failed_where_and_how_to_fix_it() -> None:
 def test_the_table_stays_on_its_lines_and_obeys_no_file_name() -> None:
     samples = [(f"t{k}\n\x1b[2J", "broken\n\tdata-stream-" + "x" * 400) for k in range(100)]
 
-    table = format_table([result(samples=samples, unexpected_count=1007)], num_rows=2000)
+    table = format_table([result(samples=samples, unexpected_count=1007)], DATASET, num_rows=2000)
 
     assert "t9\\n\\x1b[2J: copy_of = broken\\n\\tdata-stream-xxx" in table
     assert "t10" not in table
-    assert "and 997 more, see validation.json" in table
+    assert "10 of 1,007, 100 of them in validation.json" in table
     assert "\x1b" not in table
     assert max(map(len, table.splitlines())) < 170
 
@@ -196,14 +199,17 @@ def test_the_table_stays_on_its_lines_and_obeys_no_file_name() -> None:
 def test_a_percentage_is_told_of_images_alone() -> None:
     distance = result(table="channel_drift", observed="PSI of x 0.3, at most 0.2", unexpected_count=0, samples=[])
     shares = result(observed="PSI of class 3, at most 1", unexpected_count=0, samples=[("cat", "2 % before, 9 % now")])
-    left_out = result(table="left_out", unexpected_count=3, element_count=3, samples=[("a.txt", "no image")])
+    left_out = result(table="left_out", unexpected_count=30, element_count=30, samples=[("a.txt", "no image")])
 
-    table = " ".join(format_table([distance, shares, left_out], num_rows=9).split())
+    table = " ".join(format_table([distance, shares, left_out], DATASET, num_rows=9).split())
 
     assert table.count("%") == 2  # of the class's shares
     assert "warning no image is there twice PSI of x 0.3, at most 0.2 fix:" in table
     assert "warning no image is there twice PSI of class 3, at most 1 cat: 2 % before, 9 % now fix:" in table
-    assert "warning 3 no image is there twice a.txt: copy_of = no image and 2 more, see validation.json fix:" in table
+    assert (
+        "warning 30 no image is there twice a.txt: copy_of = no image 10 of 30, all of them in validation.json fix:"
+        in table
+    )
 
 
 def test_a_warning_alone_is_a_success() -> None:
@@ -283,3 +289,8 @@ def test_data_of_another_source_are_not_validated(workspace: Path, monkeypatch: 
     monkeypatch.setattr(sys, "argv", ["validate", "--report-only"])
     with pytest.raises(ValueError, match=r"was made from folder:pets, but data\.source is digits: run `dvc repro prep"):
         main()
+
+
+def test_what_was_validated_and_what_holds_is_one_line() -> None:
+    (line,) = format_table([result(success=True)], {"name": "digits", "source": "digits"}, num_rows=9).splitlines()
+    assert line == "Validated 9 images of digits: all 1 expectations hold."

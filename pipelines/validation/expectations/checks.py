@@ -1,5 +1,6 @@
 """Tables against their expectations, and the Data Docs on the outcome."""
 
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import great_expectations as gx
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import (
@@ -20,16 +22,15 @@ from great_expectations.data_context.types.base import (
 from great_expectations.expectations.expectation import Expectation
 
 from grpo_rm.config import Expectations
-from pipelines.validation.class_counts import class_changes, class_table
+from pipelines.validation.class_counts import class_changes, class_table, find_renamed
 from pipelines.validation.drift import channel_table, label_table
-from pipelines.validation.expectations import suites
+from pipelines.validation.expectations import comparisons, suites
 from pipelines.validation.expectations.page import render_page
-from pipelines.validation.expectations.samples import thumbnails
+from pipelines.validation.expectations.samples import OTHER_IMAGE, OTHER_LABEL, Shown, shown
 from pipelines.validation.manifest import image_table, schema_table
 from pipelines.validation.previous_data import PreviousData
-from pipelines.validation.report import MAX_NAMED
+from pipelines.validation.report import MAX_NAMED, MAX_SAMPLES, make_title
 
-MAX_SAMPLES = 100  # of an expectation, in the report
 # The rows themselves, a few of them: the list of all indices that a fuller format makes takes minutes for a million.
 RESULT_FORMAT = {
     "result_format": "BASIC",
@@ -86,6 +87,7 @@ def validate_manifest(
     previous: PreviousData | None,
     docs_directory: Path,
     read_thumbnails: Callable[[Sequence[str]], Mapping[str, str]],
+    comparison: str = "",
 ) -> list[ExpectationResult]:
     """Check the prepared data against all expectations and write the Data Docs.
 
@@ -97,6 +99,7 @@ def validate_manifest(
         previous: The version of the data to compare with, or None.
         docs_directory: Where the Data Docs go (index.html, with everything in it); what was there is deleted.
         read_thumbnails: Gives pictures (data: URIs) of images by their ids, of those that it has.
+        comparison: What they were compared with, in words.
 
     Returns:
         One result per expectation, table by table; only those of `schema` if one of these fails.
@@ -109,13 +112,40 @@ def validate_manifest(
         for name, *table in _tables(manifest, dataset, limits, left_out, previous):
             outcomes[name] = _run_suite(context, name, *table)
     results = [_to_result(table, outcome.to_json_dict()) for table, found in outcomes.items() for outcome in found]
-    shown = [sample for result in results if result.table == "images" for sample, _ in result.samples[:MAX_NAMED]]
-    thumbnails.set(dict.fromkeys(shown, "") | dict(read_thumbnails(shown)))
+    labels = {} if is_segmentation else _labels(manifest, dataset["classes"], _images(results, MAX_SAMPLES))
+    names = _images(results, MAX_NAMED)
+    pictures = read_thumbnails(names)
+    shown.set({name: Shown(pictures.get(name, ""), labels.get(name, "")) for name in names})
     shutil.rmtree(docs_directory, ignore_errors=True)
     docs_directory.mkdir(parents=True)
-    page = render_page(itertools.chain(*outcomes.values()), num_rows=len(manifest))
+    title = make_title(results, dataset, num_rows=len(manifest))
+    page = render_page(itertools.chain(*outcomes.values()), title=title, comparison=comparison)
     (docs_directory / "index.html").write_text(page, encoding="utf-8")
-    return results
+    return [_with_labels(result, labels) for result in results]
+
+
+def _images(results: list[ExpectationResult], max_samples: int) -> list[str]:
+    """The ids of the images in the samples, and of the images that these were found to be like."""
+    found = [
+        (result, sample) for result in results if result.table == "images" for sample in result.samples[:max_samples]
+    ]
+    others = [value for result, (_, value) in found if result.column in OTHER_IMAGE]
+    return [*(name for _, (name, _) in found), *others]
+
+
+def _labels(manifest: pa.Table, classes: Sequence[str], ids: list[str]) -> dict[str, str]:
+    """The names of the classes of some images."""
+    if not ids:
+        return {}
+    rows = manifest.select(["id", "label"]).filter(pc.is_in(manifest["id"], pa.array(ids, pa.string())))
+    pairs = zip(rows["id"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    return {name: classes[label] if 0 <= label < len(classes) else str(label) for name, label in pairs}
+
+
+def _with_labels(result: ExpectationResult, labels: Mapping[str, str]) -> ExpectationResult:
+    if result.column not in OTHER_LABEL:
+        return result
+    return dataclasses.replace(result, samples=[(name, f"{it} ({labels[it]})") for name, it in result.samples])
 
 
 def _tables(
@@ -128,23 +158,37 @@ def _tables(
     """The tables one after the other: that of the images is large, and gone when the next one is made."""
     classes, is_segmentation = dataset["classes"], dataset["task"] == "segmentation"
     expected = suites.image_expectations(limits, num_classes=len(classes), is_segmentation=is_segmentation)
-    yield "images", image_table(manifest), expected
+    if previous is None:
+        yield "images", image_table(manifest), expected
+    else:
+        expected += comparisons.split_expectations(limits)
+        yield "images", image_table(manifest, previous.manifest), expected
     yield "left_out", left_out.to_pandas(), suites.left_out_expectations(limits)
     yield "classes", class_table(manifest, classes), suites.class_expectations(limits)
-    changes = _class_changes(classes, limits.classes.names, previous)
+    changes = _class_changes(manifest, dataset, limits.classes.names, previous)
     if changes is not None:
-        yield "class_names", changes, suites.class_name_expectations(limits)
+        yield "class_names", changes, comparisons.class_name_expectations(limits)
     if previous is not None:
         labels = label_table(previous.manifest, previous.classes, manifest, classes)
-        yield "label_drift", labels, suites.label_drift_expectations(limits)
-        yield "channel_drift", channel_table(previous.manifest, manifest), suites.channel_drift_expectations(limits)
+        yield "label_drift", labels, comparisons.label_drift_expectations(limits)
+        channels = channel_table(previous.manifest, manifest)
+        yield "channel_drift", channels, comparisons.channel_drift_expectations(limits)
 
 
-def _class_changes(classes: list[str], names: list[str] | None, previous: PreviousData | None) -> pd.DataFrame | None:
+def _class_changes(
+    manifest: pa.Table, dataset: Mapping[str, Any], names: list[str] | None, previous: PreviousData | None
+) -> pd.DataFrame | None:
+    classes = dataset["classes"]
     if names is not None:
         return class_changes(classes, names, gone="not in the data", new="not named in the parameters")
     if previous is not None:
-        return class_changes(classes, previous.classes, gone="vanished", new="appeared")
+        changes = class_changes(classes, previous.classes, gone="vanished", new="appeared")
+        if dataset["task"] == "segmentation":  # which images show a class says little about its name
+            return changes
+        renamed = find_renamed(previous.manifest, previous.classes, manifest, classes)
+        words = {name: f": {old} is called {new} now?" for old, new in renamed.items() for name in (old, new)}
+        told = [it and it + words.get(name, "") for name, it in zip(changes["id"], changes["change"], strict=True)]
+        return changes.assign(change=pd.Series(told, dtype=object))
     return None
 
 

@@ -26,7 +26,7 @@ from pipelines.validation.expectations.rendering import SaysSeverity, render_tex
 
 PSI, KS = "column.population_stability_index", "column.kolmogorov_smirnov"
 MAX_CHANGES = 5
-Distance = dict[str, Any]  # distance, changes
+Distance = dict[str, Any]  # distance, means (in words), changes
 
 
 class ColumnPopulationStabilityIndex(ColumnAggregateMetricProvider):
@@ -49,8 +49,10 @@ class ColumnPopulationStabilityIndex(ColumnAggregateMetricProvider):
             table = rows.pivot(index=column, columns="is_previous", values=amount)
             table = table.reindex(columns=[True, False]).fillna(0.0)
             counts = table[True].to_numpy(), table[False].to_numpy()
-            return {"distance": population_stability_index(*counts), "changes": _largest_changes(table)}
-        return {"distance": population_stability_index(*count_in_bins(*_versions(rows, column))), "changes": []}
+            return {"distance": population_stability_index(*counts), "means": "", "changes": _largest_changes(table)}
+        versions = _versions(rows, column)
+        distance = population_stability_index(*count_in_bins(*versions))
+        return {"distance": distance, "means": _say_means(*versions), "changes": []}
 
 
 class ColumnKolmogorovSmirnov(ColumnAggregateMetricProvider):
@@ -69,7 +71,8 @@ class ColumnKolmogorovSmirnov(ColumnAggregateMetricProvider):
         runtime_configuration: dict[str, Any],  # noqa: ARG002
     ) -> Distance:
         rows = execution_engine.get_domain_records(metric_domain_kwargs)
-        return {"distance": kolmogorov_smirnov(*_versions(rows, metric_domain_kwargs["column"])), "changes": []}
+        versions = _versions(rows, metric_domain_kwargs["column"])
+        return {"distance": kolmogorov_smirnov(*versions), "means": _say_means(*versions), "changes": []}
 
 
 class ColumnDistance(SaysSeverity, ColumnAggregateExpectation):
@@ -97,7 +100,7 @@ class ColumnDistance(SaysSeverity, ColumnAggregateExpectation):
     ) -> dict[str, Any]:
         found = metrics[self.metric_dependencies[0]]
         distance = round(found["distance"], 4)
-        words = f"{self.symbol} of {self.column} {distance:g}, at most {self.max_value:g}"
+        words = f"{self.symbol} of {self.column} {distance:g}, at most {self.max_value:g}{found['means']}"
         details = {"words": words, "changes": found["changes"]}
         return {"success": distance <= self.max_value, "result": {"observed_value": distance, "details": details}}
 
@@ -150,6 +153,11 @@ def _versions(rows: pd.DataFrame, column: str) -> tuple[NDArray[np.float64], NDA
     values, is_previous = rows[column].to_numpy(), rows["is_previous"].to_numpy()
     is_known = ~np.isnan(values)
     return values[is_previous & is_known], values[~is_previous & is_known]
+
+
+def _say_means(previous: NDArray[np.float64], present: NDArray[np.float64]) -> str:
+    before, now = (f"{part.mean(dtype=np.float64):.3g}" if len(part) else "unknown" for part in (previous, present))
+    return f" (mean {before} before, {now} now)"
 
 
 def _largest_changes(amounts: pd.DataFrame) -> list[tuple[str, str]]:

@@ -4,11 +4,14 @@ Great Expectations' own site is empty without one, as scripts and styles of its 
 has its tables, rendered by it, in a frame of ours.
 """
 
+import html
 from collections.abc import Iterable
 
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.render.renderer.content_block import ValidationResultsTableContentBlockRenderer
 from great_expectations.render.view import DefaultJinjaComponentView
+
+from pipelines.validation.report import printable
 
 PAGE = """\
 <!DOCTYPE html>
@@ -23,18 +26,26 @@ table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: left; vertical-align: top; padding: 0.6rem 1rem 0.6rem 0; border-bottom: 1px solid #ddd; }}
 td table {{ width: auto; margin-top: 0.5rem; font-size: 0.9em; }}
 td table th, td table td {{ padding: 0.25rem 1rem 0.25rem 0; vertical-align: middle; }}
-td table td {{ overflow-wrap: anywhere; min-width: 8rem; }}
+p, td {{ overflow-wrap: anywhere; }}
+td table td {{ min-width: 6rem; }}
 td:first-child, th:first-child {{ white-space: nowrap; }}
 td table td:first-child {{ white-space: normal; }}
 .critical {{ color: #b00020; font-weight: bold; }}
 .warning {{ color: #8a5a00; font-weight: bold; }}
 .held {{ color: #666; }}
 .line {{ display: block; }}
+@media (max-width: 50rem) {{
+  table, tbody, tr, td {{ display: block; width: auto; }}
+  th {{ display: none; }}
+  td, td table td {{ border: 0; padding: 0.15rem 0; min-width: 0; }}
+  tr {{ border-bottom: 1px solid #ddd; padding: 0.6rem 0; }}
+}}
 </style>
 </head>
 <body>
 <h1>Data Docs</h1>
-<p>{summary}</p>
+<p>{title}</p>
+<p>{comparison}</p>
 {table}
 <footer><p class="held">Rendered by Great Expectations.</p></footer>
 </body>
@@ -42,15 +53,13 @@ td table td:first-child {{ white-space: normal; }}
 """
 
 
-def render_page(outcomes: Iterable[ExpectationValidationResult], *, num_rows: int) -> str:
-    """Return the page, with what failed first, and of that what is critical."""
+def render_page(outcomes: Iterable[ExpectationValidationResult], *, title: str, comparison: str) -> str:
+    """Return the page, with what failed first, and of that what is critical, under these two lines."""
     ordered = sorted(outcomes, key=_urgency)
-    num_failed = sum(not outcome.success for outcome in ordered)
-    summary = f"Validated {num_rows:,} images: {num_failed} of {len(ordered)} expectations failed."
     block = ValidationResultsTableContentBlockRenderer.render(ordered)
     assert block is not None  # there are expectations
     table = DefaultJinjaComponentView().render({"content_block": block.to_json_dict()})  # type: ignore[no-untyped-call]
-    return PAGE.format(summary=summary, table=table)
+    return PAGE.format(title=html.escape(title), comparison=html.escape(printable(comparison)), table=table)
 
 
 def _urgency(outcome: ExpectationValidationResult) -> tuple[bool, str]:

@@ -7,6 +7,8 @@ from great_expectations.expectations.expectation_configuration import Expectatio
 from great_expectations.render import CollapseContent, LegacyDiagnosticRendererType, RenderedStringTemplateContent
 from great_expectations.render.renderer.renderer import renderer
 
+from pipelines.validation.report import printable
+
 
 class SaysSeverity:
     """Has the severity beside the status, and the fix below the expectation."""
@@ -40,8 +42,13 @@ class SaysSeverity:
 
 
 def render_text(text: str, *, css_class: str = "") -> RenderedStringTemplateContent:
-    """Show any text as it is: ids come from file names, and a name may hold HTML. Parameters alone are escaped."""
-    return render_template({"template": "$value", "params": {"value": text}, "styling": {"classes": [css_class]}})
+    """Show any text as it is: a name of a file or class may hold HTML, or turn the direction of the text.
+
+    Parameters alone are escaped.
+    """
+    return render_template(
+        {"template": "$value", "params": {"value": printable(text)}, "styling": {"classes": [css_class]}}
+    )
 
 
 def render_template(template: dict[str, Any]) -> RenderedStringTemplateContent:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import great_expectations.expectations as gxe
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
@@ -16,10 +16,21 @@ from great_expectations.render import (
 from great_expectations.render.renderer.renderer import renderer
 
 from pipelines.validation.expectations.rendering import SaysSeverity, render_template, render_text
-from pipelines.validation.report import MAX_NAMED
+from pipelines.validation.report import MAX_NAMED, say_cut
 
-# Of the images that the page under construction shows, "" where there is none: renderers get an outcome, nothing else.
-thumbnails: ContextVar[Mapping[str, str]] = ContextVar("thumbnails")
+OTHER_LABEL = ("same_image_with_other_label", "near_duplicate_with_other_label")
+OTHER_IMAGE = ("copy_of", "same_image_in_other_split", "near_duplicate_in_other_split", *OTHER_LABEL)  # hold ids
+
+
+class Shown(NamedTuple):
+    """An image on the page: its picture (a data: URI) and the name of its class, "" where there is none."""
+
+    picture: str
+    label: str
+
+
+# The images on the page under construction, by their ids: renderers get an outcome, nothing else.
+shown: ContextVar[Mapping[str, Shown]] = ContextVar("shown")
 IMAGE_STYLE = {"display": "block", "max-width": "80px", "image-rendering": "pixelated", "border": "1px solid #ccc"}
 PLACEHOLDER_STYLE = {
     "width": "80px",
@@ -49,13 +60,9 @@ class NamesRows(SaysSeverity):
         if not rows:
             return None
         column = result.expectation_config.kwargs["column"]
-        pictures = thumbnails.get()
-        are_images = all(row["id"] in pictures for row in rows)
-        table = [
-            [*([_picture(pictures[row["id"]])] if are_images else []), _text(row["id"]), _text(row[column])]
-            for row in rows
-        ]
-        header = [*(["image"] if are_images else []), "id", column.replace("_", " ")]
+        table = [[*_cells(row["id"], column), *_cells(row[column], column, is_observed=True)] for row in rows]
+        images = ["image"] * (len(table[0]) - 2)
+        header = [*images[:1], "id", *images[1:], column.replace("_", " ")]
         return [RenderedTableContent(content_block_type="table", table=table, header_row=header)]
 
     @classmethod
@@ -74,6 +81,19 @@ class NamesRows(SaysSeverity):
         percent = f" ({100 * count / num_rows:.3g} %)" if count else ""
         return f"{count:,} of {num_rows:,}{percent}"
 
+    @classmethod
+    @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_STATEMENT)
+    def _diagnostic_unexpected_statement_renderer(
+        cls,
+        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
+        result: ExpectationValidationResult | None = None,
+        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
+    ) -> list[RenderedStringTemplateContent | CollapseContent]:
+        assert result is not None
+        cut = say_cut(result.result["unexpected_count"])
+        lines = [render_text(cut, css_class="line")] if cut else []
+        return [*super()._diagnostic_unexpected_statement_renderer(result=result), *lines]
+
 
 class ExpectNamedValuesToBeUnique(NamesRows, gxe.ExpectColumnValuesToBeUnique):
     """No value of a column is there twice."""
@@ -89,6 +109,15 @@ class ExpectNamedValuesToBeBetween(NamesRows, gxe.ExpectColumnValuesToBeBetween)
 
 class ExpectNamedValuesToBeNull(NamesRows, gxe.ExpectColumnValuesToBeNull):
     """A column that says what is wrong is empty."""
+
+
+def _cells(value: Any, column: str, *, is_observed: bool = False) -> list[RenderedStringTemplateContent]:
+    """An id, or what was observed, under its picture where it is an image; with its label where two differ."""
+    image = shown.get().get(value) if column in OTHER_IMAGE or not is_observed else None
+    if image is None:
+        return [_text(value)]
+    label = f" ({image.label})" if column in OTHER_LABEL else ""
+    return [_picture(image.picture), _text(f"{value}{label}")]
 
 
 def _picture(uri: str) -> RenderedStringTemplateContent:

@@ -11,14 +11,12 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 
 from grpo_rm.config import Expectations
 from pipelines.sources.source import SPLITS
-from pipelines.validation.expectations.distances import ExpectColumnKsToBeLessThan, ExpectColumnPsiToBeLessThan
 from pipelines.validation.expectations.samples import (
     ExpectNamedValuesToBeBetween,
     ExpectNamedValuesToBeInSet,
     ExpectNamedValuesToBeNull,
     ExpectNamedValuesToBeUnique,
 )
-from pipelines.validation.manifest import CHANNELS
 
 
 def expect(
@@ -92,7 +90,8 @@ def _file_expectations(limits: Expectations) -> list[Expectation]:
             "decode_error",
             decodable.severity,
             "every image can be decoded" if decodable.min_share == 1 else some,
-            "replace or delete the broken files in the source, or lower data.expectations.decodable.min_share.",
+            "replace or delete the broken files in the source, or correct the path in the CSV file; "
+            "or lower data.expectations.decodable.min_share.",
             value_set=[""],
             mostly=decodable.min_share,
         ),
@@ -140,13 +139,22 @@ def _split_expectations(limits: Expectations) -> list[Expectation]:
 
 
 def _label_expectations(limits: Expectations) -> list[Expectation]:
-    return expect(
-        ExpectNamedValuesToBeNull,
-        "same_image_with_other_label",
-        limits.one_label.severity,
-        "no image has two labels",
-        "decide which label is right and delete the copies that have the other one.",
-    )
+    return [
+        *expect(
+            ExpectNamedValuesToBeNull,
+            "same_image_with_other_label",
+            limits.one_label.severity,
+            "no image has two labels",
+            "decide which label is right and delete the copies that have the other one.",
+        ),
+        *expect(
+            ExpectNamedValuesToBeNull,
+            "near_duplicate_with_other_label",
+            limits.near_duplicates_one_label.severity,
+            "no image is nearly the same as one with another label",
+            "look at both: where they show the same, correct one label or delete one image.",
+        ),
+    ]
 
 
 def _mask_expectations(limits: Expectations) -> list[Expectation]:
@@ -242,46 +250,3 @@ def class_expectations(limits: Expectations) -> list[Expectation]:
             max_value=imbalance.max_ratio,
         ),
     ]
-
-
-def class_name_expectations(limits: Expectations) -> list[Expectation]:
-    """Return what is expected of the names of the classes, by the columns of `class_counts.class_changes`."""
-    names = limits.classes.names
-    expected = "in the previous version of the data" if names is None else "named in data.expectations.classes"
-    return expect(
-        ExpectNamedValuesToBeNull,
-        "change",
-        limits.classes.severity,
-        f"the classes are those {expected}",
-        "rename or restore the classes in the source. If they changed on purpose, a model has to be trained anew.",
-    )
-
-
-def label_drift_expectations(limits: Expectations) -> list[Expectation]:
-    """Return what is expected of the shares of the classes, by the columns of `drift.label_table`."""
-    drift = limits.drift
-    return expect(
-        ExpectColumnPsiToBeLessThan,
-        "class",
-        drift.severity,
-        f"the shares of the classes are near those before: population stability index of at most {drift.max_psi:g}",
-        "see whether images of a class went missing or came twice; models of both versions are not comparable.",
-        amount_column="amount",
-        max_value=drift.max_psi,
-    )
-
-
-def channel_drift_expectations(limits: Expectations) -> list[Expectation]:
-    """Return what is expected of the channels of all images, by the columns of `drift.channel_table`."""
-    drift = limits.drift
-    fix = "compare old and new images: another camera, lighting, color space or compression?"
-    near = "of the images is distributed as before"
-    expectations: list[Expectation] = []
-    for column in CHANNELS:
-        statistic, _, channel = column.partition("_")
-        name = f"the {statistic} of channel {channel}"
-        psi = f"{name} {near}: population stability index of at most {drift.max_psi:g}"
-        ks = f"{name} {near}: Kolmogorov-Smirnov statistic of at most {drift.max_ks:g}"
-        expectations += expect(ExpectColumnPsiToBeLessThan, column, drift.severity, psi, fix, max_value=drift.max_psi)
-        expectations += expect(ExpectColumnKsToBeLessThan, column, drift.severity, ks, fix, max_value=drift.max_ks)
-    return expectations
