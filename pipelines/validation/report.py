@@ -1,10 +1,9 @@
 """What is said of a validation: the report, and the table in the terminal."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # Great Expectations takes seconds to load
-    from pipelines.validation.expectations.checks import ExpectationResult
+from pipelines.validation.result import ExpectationResult
 
 HEADER = f"{'severity':<8}  {'rows':>15}  {'percent':>8}  expectation"
 MAX_NAMED = 10  # rows of an expectation, in the table and in the Data Docs
@@ -14,7 +13,7 @@ INDENT = " " * HEADER.index("expectation")
 
 
 def build_report(
-    results: "list[ExpectationResult]", *, num_rows: int, previous_data: str | None = None
+    results: list[ExpectationResult], *, num_rows: int, previous_data: str | None = None
 ) -> dict[str, Any]:
     """The content of `reports/validation.json`: the same for the same data, wherever and whenever it is validated.
 
@@ -38,7 +37,7 @@ def build_report(
     }
 
 
-def make_title(results: "list[ExpectationResult]", dataset: Mapping[str, Any], *, num_rows: int) -> str:
+def make_title(results: list[ExpectationResult], dataset: Mapping[str, Any], *, num_rows: int) -> str:
     """What was validated, and how many expectations failed."""
     name, source = printable(dataset["name"]), printable(dataset["source"])
     of = name if name == source else f"{name} ({source})"
@@ -50,7 +49,7 @@ def make_title(results: "list[ExpectationResult]", dataset: Mapping[str, Any], *
 
 
 def format_table(
-    results: "list[ExpectationResult]", dataset: Mapping[str, Any], *, num_rows: int, comparison: str = ""
+    results: list[ExpectationResult], dataset: Mapping[str, Any], *, num_rows: int, comparison: str = ""
 ) -> str:
     """The failed expectations, critical ones first, each with its rows, up to ten of their ids, and how to fix it."""
     failed = sorted(_failed(results), key=lambda result: result.severity)  # "critical" < "warning"; sorting is stable
@@ -68,7 +67,7 @@ def say_cut(count: int) -> str:
     return f"{MAX_NAMED} of {count:,}, {in_report} of them in validation.json"
 
 
-def _format_failure(result: "ExpectationResult") -> str:
+def _format_failure(result: ExpectationResult) -> str:
     rows, percent = _format_rows(result)
     lines = [f"{result.severity:<8}  {rows:>15}  {percent:>8}  {result.description}"]
     lines += [f"{INDENT}  {result.observed}"] if result.observed else []
@@ -80,7 +79,7 @@ def _format_failure(result: "ExpectationResult") -> str:
     return "\n".join([*lines, f"{INDENT}  fix: {result.fix}", ""])
 
 
-def _format_rows(result: "ExpectationResult") -> tuple[str, str]:
+def _format_rows(result: ExpectationResult) -> tuple[str, str]:
     """How many rows failed, of how many and in percent: both say something where the rows are images."""
     if result.observed:
         return "", ""
@@ -105,10 +104,10 @@ def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
-def _failed(results: "list[ExpectationResult]") -> "list[ExpectationResult]":
+def _failed(results: list[ExpectationResult]) -> list[ExpectationResult]:
     return [result for result in results if not result.success]
 
 
-def _to_json(result: "ExpectationResult") -> dict[str, Any]:
+def _to_json(result: ExpectationResult) -> dict[str, Any]:
     samples = [{"id": sample_id, "value": value} for sample_id, value in result.samples]
     return {**vars(result), "unexpected_percent": result.unexpected_percent, "samples": samples}

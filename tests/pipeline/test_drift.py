@@ -23,7 +23,7 @@ from pipelines.validation.previous_data import PreviousData
 from pipelines.validation.report import format_table
 
 if TYPE_CHECKING:
-    from pipelines.validation.expectations.checks import ExpectationResult
+    from pipelines.validation.result import ExpectationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 PETS = {"task": "classification", "name": "pets", "source": "folder:pets", "classes": CLASSES}

@@ -24,7 +24,7 @@ from grpo_rm.config import Expectations
 from pipelines.validation.class_counts import class_changes, class_table
 
 if TYPE_CHECKING:
-    from pipelines.validation.expectations.checks import ExpectationResult
+    from pipelines.validation.result import ExpectationResult
 
 # Great Expectations imports modules that Python deprecates. It is imported where it is used, as collecting the tests
 # should not take seconds.

@@ -24,7 +24,7 @@ from pipelines.validation.report import build_report, format_table
 from pipelines.validation.thumbnails import SIDE, read_thumbnails
 
 if TYPE_CHECKING:
-    from pipelines.validation.expectations.checks import ExpectationResult
+    from pipelines.validation.result import ExpectationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 HOSTILE = "cat/<script>alert(1)</script> &$id\n2.png"
@@ -161,7 +161,7 @@ RESULT = {
 
 
 def result(**changes: object) -> "ExpectationResult":
-    from pipelines.validation.expectations.checks import ExpectationResult
+    from pipelines.validation.result import ExpectationResult
 
     return ExpectationResult(**{**RESULT, **changes})
 
