@@ -126,6 +126,9 @@ def test_killed_ten_times_at_random_moments(workspace):
     """
     repro = ("dvc", "repro", "--force", "--single-item", "finetune@grpo_rm")
     reference = (workspace.root / MODEL / "model.safetensors").read_bytes()
+    began = time.monotonic()
+    workspace.succeed(*repro)
+    duration = time.monotonic() - began
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     resumed = 0
@@ -135,7 +138,7 @@ def test_killed_ten_times_at_random_moments(workspace):
             start_new_session=True,
         )  # fmt: skip
         with contextlib.suppress(subprocess.TimeoutExpired):
-            training.wait(timeout=moments.uniform(3, 12))
+            training.wait(timeout=moments.uniform(0.3, 1.1) * duration)
         assert training.returncode in (None, 0), f"seed {seed}, kill {kill}"
         if training.returncode is None:
             for process in [*psutil.Process(training.pid).children(recursive=True), training]:
