@@ -100,7 +100,7 @@ def prepare_and_validate(source: str) -> dict[str, Any]:
 def measure_validate() -> dict[str, Any]:
     """Return seconds, imports included, and memory with a manifest of a million rows."""
     with tempfile.TemporaryDirectory() as folder:
-        write_params(Path(folder), "digits")
+        write_params(Path(folder), "folder:data/raw/generated")  # of benchmarks.manifest
         watch("-m", "benchmarks.manifest", str(ROWS), "data/prepared", workspace=Path(folder))
         rounds = []
         for _ in range(REPEATS):
