@@ -242,6 +242,11 @@ def test_scores_are_tested_by_flipping_signs():
     assert interval.p_value == pytest.approx(2 / 2**10, rel=0.3)
 
 
+def test_no_p_value_is_smaller_than_the_resamples_can_tell():
+    (interval,) = compare_metrics(*means(np.linspace(1, 2, 40), np.zeros(40)), num_resamples=99, seed=0).values()
+    assert interval.p_value == 0.02
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_interval_and_words_do_not_contradict_the_test(seed):
     """Near the border, where a test and an interval of their own often disagree."""
