@@ -6,7 +6,8 @@ A person may move or delete an alias at any time, in the MLflow UI or by `python
   back, say), unless a person has moved or deleted the alias since this stage put it somewhere.
 - `champion`: set by this stage for the first version that passes the gate, as long as none ever was champion; after
   that only with `register.promote: auto`, where the champion is beaten: shown to be worse by a metric of
-  `min_gain_over_champion`. A version that was champion before and was taken down gets it back from a person alone, and so does the model once the alias was deleted.
+  `min_gain_over_champion`. A version that was champion before and was taken down gets it back from a person alone, and
+  so does the model once the alias was deleted.
 """
 
 import json
