@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from grpo_rm.config_errors import explain, keys_of, nearest
+from grpo_rm.evaluation.directions import is_higher_better
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -282,9 +283,20 @@ class Export(_Block):
     int8: bool
 
 
+def _metric_name(name: str) -> str:
+    is_higher_better(name)
+    return name
+
+
+Limits = Annotated[dict[Annotated[str, AfterValidator(_metric_name)], float], Field(min_length=1)]  # by metric
+
+
 class Gate(_Block):
-    min_accuracy: Annotated[float, Field(ge=0, le=1)]
-    margin: NonNegative
+    """See `grpo_rm.evaluation.gate`."""
+
+    thresholds: Limits
+    min_gain_over_control: Limits
+    min_gain_over_champion: Limits
 
 
 class Register(_Block):

@@ -13,6 +13,8 @@ from pipelines.tables import read_numbers, write_csv
 from pipelines.tracking.runs import check_tracking, start_run
 
 if TYPE_CHECKING:
+    from grpo_rm.evaluation.measurement import Measurement
+    from grpo_rm.evaluation.resampling import MetricSums
     from grpo_rm.inference import Predictions
 
 MODELS = {
@@ -43,8 +45,8 @@ def main() -> None:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Write predictions, plots, evaluation.json and index.html; return the content of evaluation.json."""
-    from grpo_rm.evaluation.comparison import mcnemar  # slow to import: torch
-    from grpo_rm.evaluation.measurement import compare, measure
+    from grpo_rm.evaluation.comparison import compare_metrics, correct, mcnemar  # slow to import: torch
+    from grpo_rm.evaluation.measurement import measure
 
     settings = config.evaluate
     outputs, measurements = {}, {}
@@ -54,21 +56,29 @@ def evaluate(config: Config) -> dict[str, Any]:
         measurements[name] = measure(**outputs[name], ks=settings.knn_k, knn_temperature=settings.knn_temperature)
         write_predictions(outputs[name], REPORTS / "predictions" / f"{name}.parquet")
     candidate, control = measurements[CANDIDATE].scores, measurements[CONTROL].scores
-    intervals = compare(
-        candidate,
-        control,
+    intervals = compare_metrics(
+        *([sums_of(measurements[arm], outputs[arm]["test"])] for arm in (CANDIDATE, CONTROL)),
         num_resamples=settings.bootstrap_resamples,
         confidence=settings.confidence,
         seed=config.seed,
     )
     evaluation = {
         "models": {name: measurement.metrics for name, measurement in measurements.items()},
-        "comparison": {name: asdict(interval) for name, interval in intervals.items()}
+        "comparison": {name: asdict(interval) for name, interval in correct(intervals).items()}
         | {"mcnemar": asdict(mcnemar(candidate["accuracy"], control["accuracy"]))},
     }
     (REPORTS / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     write_figures(outputs, evaluation, config)
     return evaluation
+
+
+def sums_of(measurement: "Measurement", test: "Predictions") -> "dict[str, MetricSums]":
+    """Return what a model is compared by: means of scores per image, and what has to be measured on each resample."""
+    from grpo_rm.evaluation.metric_sums import head_sums
+    from grpo_rm.evaluation.resampling import mean_sums
+
+    means = {name: mean_sums(scores) for name, scores in measurement.scores.items()}
+    return means | head_sums(test.logits, test.labels)
 
 
 def predict_splits(directory: Path, *, workers: int) -> Outputs:

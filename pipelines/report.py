@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_rm.evaluation.comparison import Interval, describe
+from grpo_rm.evaluation.comparison import Interval, describe, shown
 from pipelines import plots
 from pipelines.svg import SVG_NAMESPACE
 
@@ -139,7 +139,9 @@ def compare_metrics(comparison: Mapping[str, Mapping[str, Any]]) -> dict[str, Ve
         metric = metric_of(key)
         if "low" not in entry or metric.higher_is_better is None:
             continue
-        interval = Interval(**{field.name: entry[field.name] for field in fields(Interval)})
+        interval = shown(
+            Interval(**{field.name: entry[field.name] for field in fields(Interval) if field.name in entry})
+        )
         text = describe(interval, higher_is_better=metric.higher_is_better, is_share=metric.is_share)
         word, _, bounds = text.partition(" (")
         difference = f"{100 * interval.difference:+.2f}" if metric.is_share else f"{interval.difference:+.4f}"

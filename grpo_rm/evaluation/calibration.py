@@ -108,17 +108,30 @@ def reliability_bins(logits: FloatArray, labels: IntArray, num_bins: int = NUM_B
     Raises:
         ValueError: see `inputs.check_logits`; fewer than one bin.
     """
-    import torch
-
     check_logits(logits, labels)
     if num_bins < 1:
         raise ValueError(f"got num_bins = {num_bins}; expected at least 1: 15 is the usual number")
+    bins, confidences, is_right = bin_index(logits, labels, num_bins)
+    return [_summary(confidences[bins == index], is_right[bins == index]) for index in np.unique(bins)]
+
+
+def bin_index(
+    logits: FloatArray, labels: IntArray, num_bins: int = NUM_BINS
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return of each image its bin, its confidence and whether it is right, (N,) each: what the ECE is made of.
+
+    Args:
+        logits: (N, K), NumPy.
+        labels: (N,) class indices in range(K), NumPy.
+        num_bins: bins of equal width over [0, 1].
+    """
+    import torch
+
     probs = _top_label_probs(logits)
     confidences = probs.max(axis=1)
-    is_right = probs.argmax(axis=1) == labels
     edges = torch.linspace(0.0, 1.0, num_bins + 1).numpy()  # NumPy's differ from torchmetrics' in the last digit
     bins = np.searchsorted(edges, confidences, side="right") - 1
-    return [_summary(confidences[bins == index], is_right[bins == index]) for index in np.unique(bins)]
+    return bins, confidences, probs.argmax(axis=1) == labels
 
 
 def _summary(confidences: FloatArray, is_right: npt.NDArray[np.bool_]) -> ReliabilityBin:

@@ -1,10 +1,19 @@
-"""The gate: may this candidate be served? (ours)"""
+"""The gate: may this candidate be served? (ours)
+
+All clauses have to pass. So the gate needs no correction for their number: a candidate that is too bad by one metric
+has to be lucky in that very clause. What is called better or worse is corrected, as everywhere (see `comparison`).
+
+MLflow has thresholds too (`MetricThreshold`, `validate_evaluation_results`): a least value, and a least change from a
+baseline. They know no intervals, so that on 200 test images chance decides; a change has to be a gain, so "not worse by
+more than 2 points" cannot be said; and the result is an exception, not a reason for each clause. So they do not serve.
+"""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from grpo_rm.evaluation.comparison import Interval
+from grpo_rm.evaluation.comparison import Interval, correct, shown
+from grpo_rm.evaluation.directions import is_higher_better
 
 
 @dataclass(frozen=True)
@@ -12,7 +21,7 @@ class Clause:
     """One condition of the gate.
 
     Attributes:
-        name: Such as "control".
+        name: Such as "accuracy" or "control.accuracy".
         has_passed: Whether it holds. A number that is missing or not finite never passes.
         reason: What was observed and what was expected, in words.
     """
@@ -22,48 +31,145 @@ class Clause:
     reason: str
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a model was measured on. Models with another basis are not compared.
+
+    Attributes:
+        classes: In the order of the logits.
+        split: How the data were split, as dataset.json says it: one that trained on these test images has another.
+        num_images: Test set to number of images: "" is the test split, others have the names that metrics begin with.
+    """
+
+    classes: Sequence[str]
+    split: object
+    num_images: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A model that the candidate is compared with.
+
+    Attributes:
+        name: Such as "control".
+        basis: Of the rival; None where it could not be measured.
+        min_gain: Metric to how much the candidate has to be better, at least; negative: may be worse.
+        intervals: Metric to candidate minus rival, on the same images, not corrected yet.
+    """
+
+    name: str
+    basis: Basis | None
+    min_gain: Mapping[str, float]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+
 def decide(
     metrics: Mapping[str, float],
-    against_control: Interval | None,
-    against_champion: Interval | None,
+    basis: Basis,
     *,
-    has_champion: bool,
-    min_accuracy: float,
-    margin: float,
+    thresholds: Mapping[str, float],
+    over_constant: Interval | None,
+    rivals: Sequence[Rival],
 ) -> list[Clause]:
-    """Judge a candidate by its accuracy on the test images; it passes when every clause has.
+    """Judge a candidate on the test images; it passes when every clause has.
 
     Args:
-        metrics: Of the candidate, with `accuracy`.
-        against_control: Accuracy minus the control's, paired; None where it is missing.
-        against_champion: Accuracy minus the present champion's on the same images, paired; None where it is missing.
-        has_champion: Whether another version serves now. Only then the clause `champion` exists.
-        min_accuracy: The least accuracy.
-        margin: The interval against control and champion may not reach further down than minus this.
+        metrics: Of the candidate.
+        basis: What they were measured on.
+        thresholds: Metric to its least value, or to its largest one where lower is better.
+        over_constant: Macro F1 minus that of the model that always says the most frequent class, paired; None where it
+            is missing. It has to lie above 0: accuracy alone can be had without looking at an image.
+        rivals: The control, and the champion where another version serves now.
+
+    Raises:
+        ValueError: A metric of the limits is not known (see `directions`).
     """
-    accuracy = metrics.get("accuracy", math.nan)
-    clauses = [
-        Clause(
-            "accuracy",
-            min_accuracy <= accuracy < math.inf,
-            f"accuracy {accuracy:.4f}, expected at least {min_accuracy:g}",
-        ),
-        _not_worse("control", against_control, margin),
-    ]
-    return [*clauses, _not_worse("champion", against_champion, margin)] if has_champion else clauses
+    clauses = [_threshold(name, metrics.get(name, math.nan), limit) for name, limit in thresholds.items()]
+    clauses.append(_no_constant(over_constant, basis.num_images))
+    return clauses + [clause for rival in rivals for clause in _not_worse_than(rival, basis)]
 
 
-def is_better(interval: Interval | None) -> bool:
-    """Whether a paired interval of accuracy lies above 0: the candidate beats the other."""
-    return interval is not None and 0 < interval.low < math.inf
-
-
-def _not_worse(name: str, interval: Interval | None, margin: float) -> Clause:
-    if interval is None:
-        why = f"its predictions are missing, or the {name} knows other classes, or had another split of the data"
-        return Clause(name, False, f"cannot be compared with the {name} on these test images: {why}")
-    reason = (
-        f"accuracy minus the {name}'s is {interval.difference:+.4f} ({interval.low:+.4f} to {interval.high:+.4f}), "
-        f"expected no lower than {-margin:g}"
+def beats(rival: Rival, basis: Basis) -> bool:
+    """Whether the candidate is shown to be better than a rival by one of the gate's metrics or more, corrected."""
+    if _mismatch(rival.basis, basis):
+        return False
+    read = {name: shown(interval) for name, interval in correct(rival.intervals, rival.min_gain).items()}
+    return any(
+        _is_sound(name, interval, basis.num_images) and _gain(name, interval) > 0 for name, interval in read.items()
     )
-    return Clause(name, -margin <= interval.low < math.inf, reason)
+
+
+def _threshold(name: str, value: float, limit: float) -> Clause:
+    if is_higher_better(name):
+        return Clause(name, limit <= value < math.inf, f"{name} {value:.4f}, expected at least {limit:g}")
+    return Clause(name, -math.inf < value <= limit, f"{name} {value:.4f}, expected at most {limit:g}")
+
+
+def _no_constant(interval: Interval | None, num_images: Mapping[str, int]) -> Clause:
+    name, metric = "constant", "f1_macro"
+    if interval is None or not _is_sound(metric, interval, num_images):
+        return Clause(name, False, f"cannot be compared with always saying the most frequent class: {interval}")
+    reason = f"{metric} minus that of always saying the most frequent class is {_in_words(interval)}, expected above 0"
+    return Clause(name, interval.low > 0, reason)
+
+
+def _not_worse_than(rival: Rival, basis: Basis) -> list[Clause]:
+    """Return a clause for each metric that the candidate and the rival are compared by."""
+    mismatch = _mismatch(rival.basis, basis)
+    corrected = {} if mismatch else correct(rival.intervals, rival.min_gain)
+    clauses = []
+    for metric, min_gain in rival.min_gain.items():
+        name, interval = f"{rival.name}.{metric}", corrected.get(metric)
+        if interval is None or not _is_sound(metric, interval, basis.num_images):
+            why = mismatch or _what_is_wrong(metric, interval, rival, basis)
+            reason = f"{metric} cannot be compared with the {rival.name}'s on these test images: {why}"
+            clauses.append(Clause(name, False, reason))
+            continue
+        read = shown(interval)
+        limit = f"no lower than {min_gain:g}" if is_higher_better(metric) else f"no higher than {0 - min_gain:g}"
+        reason = f"{metric} minus the {rival.name}'s is {_in_words(read)}, expected {limit}"
+        clauses.append(Clause(name, _gain(metric, read) >= min_gain, reason))
+    return clauses
+
+
+def _mismatch(theirs: Basis | None, ours: Basis) -> str | None:
+    """Return in words why two models are not to be compared; None where they are."""
+    if theirs is None:
+        return "it could not be measured there"
+    if list(theirs.classes) != list(ours.classes):
+        return f"it knows other classes, or in another order: {_short(theirs.classes)}, expected {_short(ours.classes)}"
+    if theirs.split != ours.split:
+        return "it had another split of the data, so it may have been trained on them"
+    if dict(theirs.num_images) != dict(ours.num_images):
+        return f"it was measured on {dict(theirs.num_images)} images, expected {dict(ours.num_images)}"
+    return None
+
+
+def _what_is_wrong(metric: str, interval: Interval | None, rival: Rival, basis: Basis) -> str:
+    if interval is None:
+        return f"compared were {', '.join(rival.intervals) or 'none'}, expected {metric} among them"
+    if interval.num_samples != basis.num_images.get(_test_set(metric)):
+        return f"the interval is of {interval.num_samples} images, expected {basis.num_images.get(_test_set(metric))}"
+    return f"it is {_in_words(interval)}, expected finite numbers"
+
+
+def _is_sound(metric: str, interval: Interval, num_images: Mapping[str, int]) -> bool:
+    is_finite = all(math.isfinite(value) for value in (interval.difference, interval.low, interval.high))
+    return is_finite and interval.low <= interval.high and interval.num_samples == num_images.get(_test_set(metric))
+
+
+def _gain(metric: str, interval: Interval) -> float:
+    """Return the least gain that the interval allows for."""
+    return interval.low if is_higher_better(metric) else -interval.high
+
+
+def _test_set(metric: str) -> str:
+    return metric.rpartition("/")[0]
+
+
+def _in_words(interval: Interval) -> str:
+    return f"{interval.difference:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
+
+
+def _short(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")

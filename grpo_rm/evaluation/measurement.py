@@ -1,7 +1,7 @@
 """All metrics of one model, and the scores of each test image that a paired comparison needs."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 
 from grpo_rm.evaluation.calibration import calibration_metrics, fit_temperature, per_image_brier, per_image_nll
 from grpo_rm.evaluation.classification import classification_metrics
-from grpo_rm.evaluation.comparison import Interval, paired_bootstrap
 from grpo_rm.evaluation.geometry import alignment, effective_rank, uniformity
 from grpo_rm.evaluation.knn import knn_predictions
 from grpo_rm.evaluation.linear_probe import linear_probe
@@ -62,21 +61,6 @@ def measure(
         "effective_rank": effective_rank(embeddings),
     }
     return Measurement(metrics, scores)
-
-
-def compare(
-    candidate: Mapping[str, Scores],
-    control: Mapping[str, Scores],
-    *,
-    num_resamples: int,
-    confidence: float,
-    seed: int,
-) -> dict[str, Interval]:
-    """Return the paired bootstrap interval of candidate minus control for every score."""
-    return {
-        name: paired_bootstrap(values, control[name], num_resamples=num_resamples, confidence=confidence, seed=seed)
-        for name, values in candidate.items()
-    }
 
 
 def _head_scores(test: Predictions, calibrated: npt.NDArray[np.float32]) -> dict[str, Scores]:

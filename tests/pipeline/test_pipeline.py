@@ -56,7 +56,16 @@ def test_evaluation_has_every_metric_of_every_model(finished):
         assert set(metrics) == METRICS
         assert all(np.isfinite(value) for value in metrics.values())
     assert evaluation["models"]["grpo_rm"]["accuracy"] > 0.95
-    assert set(evaluation["comparison"]["accuracy"]) == {"difference", "low", "high", "confidence", "num_samples"}
+    assert set(evaluation["comparison"]["accuracy"]) == {
+        "difference",
+        "low",
+        "high",
+        "confidence",
+        "num_samples",
+        "p_value",
+        "p_corrected",
+    }
+    assert {"f1_macro", "worst_class_accuracy", "ece"} < set(evaluation["comparison"])
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -246,7 +246,7 @@ def warning_about_the_champion(client, capfd, note: str | None = None) -> str:
     result = register_candidate(note)
     assert result["version"] == "2"
     clause = result["gate"]["clauses"][-1]
-    assert (clause["name"], clause["has_passed"]) == ("champion", False)
+    assert (clause["name"], clause["has_passed"]) == ("champion.accuracy", False)
     assert points_to(client) == "3"
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1

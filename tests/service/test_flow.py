@@ -205,8 +205,8 @@ def test_a_mistake_in_the_parameters(clean, prefect: PrefectApi, parameters, mes
 
 def test_two_triggers_at_once(clean, prefect: PrefectApi):
     runs = [
-        prefect.start("pipeline/on-demand", params={"register.gate.margin": margin}, target="params")
-        for margin in (0.01, 0.03)
+        prefect.start("pipeline/on-demand", params={"register.gate.thresholds.accuracy": least}, target="params")
+        for least in (0.5, 0.6)
     ]
     states = [prefect.wait(run) for run in runs]
     assert [state["type"] for state in states] == ["COMPLETED"] * 2, states

@@ -53,7 +53,7 @@ def test_the_repository_s_parameters_are_valid():
     config = load_config(ROOT / "params.yaml")
     assert isinstance(config, Config)
     assert config.finetune.learning_rate == PARAMS["finetune"]["learning_rate"]
-    assert config.register_.gate.margin == PARAMS["register"]["gate"]["margin"]
+    assert config.register_.gate.thresholds == PARAMS["register"]["gate"]["thresholds"]
     assert config.model_dump(by_alias=True) == PARAMS
 
 
@@ -70,7 +70,15 @@ def test_the_repository_s_parameters_are_valid():
         ("finetune__augmentation__mincrop", "finetune.augmentation.mincrop: unknown key; did you mean min_crop?"),
         ("objective__epsilon", "objective.epsilon: unknown key; did you mean eps?"),
         ("objective__rewards__acuracy", "objective.rewards.acuracy: unknown reward; did you mean accuracy?"),
-        ("register__gate__margn", "register.gate.margn: unknown key; did you mean margin?"),
+        ("register__gate__treshold", "register.gate.treshold: unknown key; did you mean thresholds?"),
+        *(
+            (
+                f"register__gate__{former}",
+                f"register.gate.{former}: unknown key; expected one of thresholds, min_gain_over_control, "
+                "min_gain_over_champion",
+            )
+            for former in ("min_accuracy", "margin")
+        ),
         ("tracking__zzz", "tracking.zzz: unknown key; expected one of experiment, system_metrics_interval"),
     ],
 )
@@ -78,7 +86,7 @@ def test_an_unknown_key_names_the_nearest(load, key, line):
     assert message_of(load, **{key: 1}) == [line]
 
 
-@pytest.mark.parametrize("key", ["seed", "objective", "finetune__epochs", "register__gate__margin"])
+@pytest.mark.parametrize("key", ["seed", "objective", "finetune__epochs", "register__gate__thresholds"])
 def test_a_missing_key(load, key):
     (line,) = message_of(load, **{key: ...})
     assert line.startswith(f"{key.replace('__', '.')}: missing; add it")
@@ -195,8 +203,9 @@ def test_every_key_is_required(load):
         ("export__min_cosine", 1.01),
         ("export__int8", "maybe"),
         ("register__promote", "always"),
-        ("register__gate__min_accuracy", 90),
-        ("register__gate__margin", -0.01),
+        ("register__gate__thresholds", 0.9),
+        ("register__gate__thresholds__accuracy", "high"),
+        ("register__gate__min_gain_over_control__accuracy", float("inf")),
         ("tracking__experiment", ""),
         ("tracking__system_metrics_interval", 0),
     ],
@@ -257,6 +266,19 @@ def test_rewards(load, rewards, message):
     assert line.startswith(message)
 
 
+@pytest.mark.parametrize("block", ["thresholds", "min_gain_over_control", "min_gain_over_champion"])
+def test_a_gate_asks_of_known_metrics_with_a_direction(load, block):
+    def lines(limits):
+        return message_of(load, **{f"register__gate__{block}": limits})
+
+    start = f"register.gate.{block}"
+    unknown = "unknown metric, or one without a better direction; "
+    assert lines({"acuracy": 0.9}) == [f"{start}.acuracy: {unknown}did you mean accuracy?"]
+    assert lines({"knn_top1": 0.9}) == [f"{start}.knn_top1: {unknown}did you mean knn_top1_k{{k}}_t{{T}}?"]
+    assert lines({"temperature": 1})[0].startswith(f"{start}.temperature: {unknown}")
+    assert lines({}) == [f"{start}: Dictionary should have at least 1 item after validation, not 0"]
+
+
 def test_costs_without_a_weight(load):
     (line,) = message_of(load, objective__cost_matrix="data/rewards/costs.csv")
     assert line == "objective: cost_matrix is 'data/rewards/costs.csv', but rewards has no weight of that name: add it"
@@ -299,7 +321,8 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("pretrain__accumulation", 64),
         ("pretrain__ema_decay", 0.999),
         ("pretrain__monitor", "val_nll"),
-        ("register__gate__min_accuracy", 0),
+        ("register__gate__thresholds", {"ece": 0.1, "onnx/size_mb": 5, "knn_top1_k20_t0.07": 0}),
+        ("register__gate__min_gain_over_control", {"robustness/mce": -0.5, "f1_macro": 0.01}),
         ("seed", 2**32 - 1),
     ],
 )

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from grpo_rm.evaluation.comparison import Interval
-from grpo_rm.evaluation.measurement import compare, measure
+from grpo_rm.evaluation.measurement import measure
 from grpo_rm.inference import Predictions
 
 METRICS = {
@@ -116,20 +115,3 @@ def test_a_better_representation_is_better_by_every_measure(result):
         assert better[name] > worse[name]
     for name in ("nll", "brier", "nll_calibrated", "alignment"):
         assert better[name] < worse[name]
-
-
-def test_a_model_does_not_differ_from_itself(result):
-    scores = result[0].scores
-    intervals = compare(scores, scores, num_resamples=200, confidence=0.9, seed=0)
-    assert intervals == {name: Interval(0.0, 0.0, 0.0, 0.9, 70) for name in SCORES}
-
-
-def test_comparison_is_candidate_minus_control(result):
-    candidate, control = measured(noise=0.3)[0].scores, result[0].scores
-    forward = compare(candidate, control, num_resamples=200, confidence=0.95, seed=0)
-    backward = compare(control, candidate, num_resamples=200, confidence=0.95, seed=0)
-    assert forward["accuracy"].low > 0 > forward["nll"].high
-    for name, interval in forward.items():
-        assert interval.difference == pytest.approx((candidate[name] - control[name]).mean())
-        assert interval.low == pytest.approx(-backward[name].high, abs=1e-9)
-        assert interval.num_samples == 70

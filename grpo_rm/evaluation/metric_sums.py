@@ -1,0 +1,118 @@
+"""Metrics of a head that are no means over images, as functions of sums over images: a resample measures them anew."""
+
+from typing import Any
+
+import numpy as np
+
+from grpo_rm.evaluation.calibration import NUM_BINS, bin_index, per_image_brier, per_image_nll
+from grpo_rm.evaluation.inputs import FloatArray, IntArray, check_labels, check_logits
+from grpo_rm.evaluation.resampling import MetricSums, Sums, mean_sums
+
+
+def classifier_sums(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]:
+    """Return all metrics that follow from logits alone: accuracy, NLL, Brier score, and `head_sums`.
+
+    Args:
+        logits: (N, K), NumPy.
+        labels: (N,) class indices in range(K), NumPy.
+
+    Raises:
+        ValueError: see `inputs.check_logits`.
+    """
+    means = {
+        "accuracy": logits.argmax(axis=1) == labels,
+        "nll": per_image_nll(logits, labels),
+        "brier": per_image_brier(logits, labels),
+    }
+    return {name: mean_sums(scores) for name, scores in means.items()} | head_sums(logits, labels)
+
+
+def head_sums(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]:
+    """Return the metrics of the head that are no means over images, under their names in evaluation.json.
+
+    Args:
+        logits: (N, K), NumPy.
+        labels: (N,) class indices in range(K), NumPy.
+
+    Raises:
+        ValueError: see `inputs.check_logits`.
+    """
+    check_logits(logits, labels)
+    predictions, num_classes = logits.argmax(axis=1), logits.shape[1]
+    return {
+        "f1_macro": f1_macro_sums(predictions, labels, num_classes),
+        "worst_class_accuracy": worst_class_accuracy_sums(predictions, labels, num_classes),
+        "ece": ece_sums(logits, labels),
+    }
+
+
+def constant_sums(labels: IntArray, num_classes: int) -> MetricSums:
+    """Return macro F1 of the model that always says the most frequent class."""
+    most_frequent = np.bincount(labels, minlength=num_classes).argmax()
+    return f1_macro_sums(np.full(len(labels), most_frequent), labels, num_classes)
+
+
+def f1_macro_sums(predictions: IntArray, labels: IntArray, num_classes: int) -> MetricSums:
+    """Return macro F1 with the conventions of `classification_metrics`: a class that does not occur counts as 0.
+
+    Raises:
+        ValueError: see `inputs.check_labels`.
+    """
+    right, labeled, predicted = _counts(predictions, labels, num_classes)
+
+    def finish(sums: Sums) -> Sums:
+        hits, others = sums[:num_classes], sums[num_classes:]
+        f1 = 2 * hits / np.maximum(others, 1)  # hits are 0 where nothing is labeled or predicted
+        return np.asarray(f1.mean(axis=0))
+
+    return MetricSums(_stack(right, labeled + predicted), finish)
+
+
+def worst_class_accuracy_sums(predictions: IntArray, labels: IntArray, num_classes: int) -> MetricSums:
+    """Return the lowest accuracy (recall) of a class, among the classes that a resample has.
+
+    Raises:
+        ValueError: see `inputs.check_labels`.
+    """
+    right, labeled, _ = _counts(predictions, labels, num_classes)
+
+    def finish(sums: Sums) -> Sums:
+        hits, totals = sums[:num_classes], sums[num_classes:]
+        return np.asarray(np.where(totals > 0, hits / np.maximum(totals, 1), np.inf).min(axis=0))
+
+    return MetricSums(_stack(right, labeled), finish)
+
+
+def ece_sums(logits: FloatArray, labels: IntArray) -> MetricSums:
+    """Return the expected calibration error of `calibration_metrics`: sum_b |sum of (confidence - right)| / N.
+
+    Raises:
+        ValueError: see `inputs.check_logits`.
+    """
+    from scipy.sparse import csr_array
+
+    check_logits(logits, labels)
+    bins, confidences, is_right = bin_index(logits, labels)
+    num_images = len(labels)
+    gaps = confidences.astype(np.float64) - is_right
+    terms = csr_array((gaps, (bins, np.arange(num_images))), shape=(NUM_BINS, num_images))
+    return MetricSums(terms, lambda sums: np.asarray(np.abs(sums).sum(axis=0) / num_images))
+
+
+def _counts(predictions: IntArray, labels: IntArray, num_classes: int) -> tuple[Any, Any, Any]:
+    """Return (K, N) sparse ones: where label k was predicted rightly, where it is the label, where it was predicted."""
+    from scipy.sparse import csr_array
+
+    for classes in (predictions, labels):
+        check_labels(classes, num_images=len(labels), num_classes=num_classes)
+    images, shape = np.arange(len(labels)), (num_classes, len(labels))
+    is_right = predictions == labels
+    rows = ((labels[is_right], images[is_right]), (labels, images), (predictions, images))
+    right, labeled, predicted = (csr_array((np.ones(len(where[0])), where), shape=shape) for where in rows)
+    return right, labeled, predicted
+
+
+def _stack(*blocks: Any) -> Any:
+    from scipy.sparse import vstack
+
+    return vstack(blocks, format="csr")
