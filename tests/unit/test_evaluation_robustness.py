@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from toy_training import CPU, TRAIN, batches_of, create_model
 
 from grpo_rm.datasets import Split
@@ -28,9 +29,21 @@ def answers_of(wrong, images=10):
     return answers.reshape(len(CORRUPTIONS), len(STRENGTHS), images)
 
 
-def measured(split=TRAIN, seed=3, **models):
-    batches = batches_of(split, batch_size=len(split.files)).epoch(0)
-    return corrupted_answers(models or {"toy": create_model()}, batches, split.ids, seed=seed, device=CPU)
+class Parity(nn.Module):
+    """Says whether the sum of all pixels is odd: one pixel that differs by one changes its mind."""
+
+    def __init__(self, *, says=1):
+        super().__init__()
+        self.says = says
+
+    def forward(self, images):
+        odd = images.flatten(1).sum(dim=1, keepdim=True) % 2
+        return odd.float(), self.says * torch.cat([1 - odd, odd], dim=1).float()
+
+
+def measured(split=TRAIN, seed=3, batch_size=48, **models):
+    batches = batches_of(split, batch_size=batch_size).epoch(0)
+    return corrupted_answers(models or {"toy": Parity()}, batches, split.ids, seed=seed, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +51,36 @@ def toy():
     return measured()["toy"]
 
 
-def test_answers_are_those_of_one_image_after_the_other(toy):
-    model = create_model().eval()
-    ((images, labels),) = batches_of(TRAIN, batch_size=48).epoch(0)
-    for row, corruption in enumerate(CORRUPTIONS):
-        for column, strength in enumerate(STRENGTHS):
-            for place in range(0, 48, 7):
-                image = corrupt(images[place].numpy(), corruption, strength, seed=3, image_id=TRAIN.ids[place])
+def answers_by_hand(model, split=TRAIN, seed=3):
+    """One image after the other."""
+    answers = np.zeros((len(CORRUPTIONS), len(STRENGTHS), len(split.ids)), np.bool_)
+    for place, (images, labels) in enumerate(batches_of(split, batch_size=1).epoch(0)):
+        for row, corruption in enumerate(CORRUPTIONS):
+            for column, strength in enumerate(STRENGTHS):
+                image = corrupt(images[0].numpy(), corruption, strength, seed=seed, image_id=split.ids[place])
                 with torch.inference_mode():
                     _, logits = model(torch.from_numpy(image)[None])
-                assert toy[row, column, place] == (logits.argmax() == labels[place])
-    assert 0 < toy.mean() < 1
+                answers[row, column, place] = logits.argmax() == labels[0]
+    return answers
 
 
-def test_batches_do_not_matter(toy):
-    batches = batches_of(TRAIN, batch_size=7).epoch(0)
-    assert np.array_equal(
-        corrupted_answers({"toy": create_model()}, batches, TRAIN.ids, seed=3, device=CPU)["toy"], toy
-    )
+@pytest.mark.parametrize("batch_size", [1, 7, 48])
+def test_answers_are_those_of_one_image_after_the_other(toy, batch_size):
+    assert np.array_equal(toy, answers_by_hand(Parity()))
+    assert np.array_equal(toy, measured(batch_size=batch_size)["toy"])
+    assert 0.4 < toy.mean() < 0.6
+
+
+def test_a_model_of_ours():
+    split = Split(TRAIN.ids[:6], TRAIN.files[:6], TRAIN.labels[:6])
+    model = create_model()
+    assert np.array_equal(measured(split, model=model)["model"], answers_by_hand(model.eval(), split))
+
+
+def test_the_seed_is_that_of_the_noise(toy):
+    other = measured(seed=4)["toy"]
+    assert not np.array_equal(other[0], toy[0])
+    assert np.array_equal(other[1:], toy[1:])
 
 
 def test_order_and_company_do_not_matter(toy):
@@ -65,12 +90,10 @@ def test_order_and_company_do_not_matter(toy):
 
 
 def test_models_are_measured_as_if_alone_and_keep_their_mode(toy):
-    other = create_model(channels=[4, 8, 8, 8]).train()
-    together = measured(toy=create_model(), other=other)
-    assert np.array_equal(together["toy"], toy)
-    assert np.array_equal(together["other"], measured(other=other)["other"])
-    assert not np.array_equal(together["other"], toy)
-    assert other.training
+    contrary = Parity(says=-1).train()
+    together = measured(toy=Parity().eval(), contrary=contrary)
+    assert np.array_equal(together["toy"], toy) and np.array_equal(together["contrary"], ~toy)
+    assert contrary.training
 
 
 def test_metrics_are_means_of_the_scores(toy):
@@ -132,12 +155,12 @@ def test_answers_of_other_images_are_not_compared():
 def test_ids_fit_the_images(ids):
     batches = batches_of(TRAIN, batch_size=20).epoch(0)
     with pytest.raises(ValueError, match=f"got {len(ids)} ids for 48 images or more; expected one id per image"):
-        corrupted_answers({"toy": create_model()}, batches, ids, seed=0, device=CPU)
+        corrupted_answers({"toy": Parity()}, batches, ids, seed=0, device=CPU)
 
 
 def test_no_image_is_an_error():
     with pytest.raises(ValueError, match="expected one id per image, and an image"):
-        corrupted_answers({"toy": create_model()}, [], [], seed=0, device=CPU)
+        corrupted_answers({"toy": Parity()}, [], [], seed=0, device=CPU)
 
 
 def test_a_model_that_diverged_has_no_accuracy():
