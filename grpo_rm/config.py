@@ -269,11 +269,18 @@ class Objective(_Block):
         return self
 
 
+class Robustness(_Block):
+    """Test images under corruptions: this many of them, chosen at random; 0: none."""
+
+    images: CountOrZero
+
+
 class Evaluate(_Block):
     knn_k: Annotated[list[Count], Field(min_length=1)]
     knn_temperature: Positive
     confidence: Fraction
     bootstrap_resamples: Annotated[int, Field(ge=100)]
+    robustness: Robustness
 
 
 class Export(_Block):

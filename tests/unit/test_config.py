@@ -198,6 +198,8 @@ def test_every_key_is_required(load):
         ("evaluate__knn_temperature", 0),
         ("evaluate__confidence", 95),
         ("evaluate__bootstrap_resamples", 99),
+        ("evaluate__robustness__images", -1),
+        ("evaluate__robustness", 2000),
         ("export__opset", 17),
         ("export__max_abs_error", 0),
         ("export__min_cosine", 1.01),
