@@ -53,7 +53,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     for name, directory in MODELS.items():
         print(f"evaluate: {name}", flush=True)
         outputs[name] = predict_splits(directory, workers=config.loader.workers)
-        measurements[name] = measure(**outputs[name], ks=settings.knn_k, knn_temperature=settings.knn_temperature)
+        measurements[name] = measure(
+            **outputs[name], costs=None, groups=None, ks=settings.knn_k, knn_temperature=settings.knn_temperature
+        )
         write_predictions(outputs[name], REPORTS / "predictions" / f"{name}.parquet")
     candidate, control = measurements[CANDIDATE].scores, measurements[CONTROL].scores
     intervals = compare_metrics(

@@ -22,25 +22,25 @@ class ReliabilityBin(TypedDict):
     count: int
 
 
-def calibration_metrics(logits: FloatArray, labels: IntArray) -> dict[str, float]:
-    """Measure the softmax probabilities against the labels; lower is better for all three.
+def expected_calibration_error(logits: FloatArray, labels: IntArray) -> float:
+    """Return how far confidence and accuracy are apart, in [0, 1], lower being better (Guo et al. 2017; torchmetrics).
+
+    It is that of the top class over 15 equal-width bins, l1.
 
     Args:
-        logits: (N, K), NumPy; divide them by a temperature first for the calibrated values.
+        logits: (N, K), NumPy; divide them by a temperature first for the calibrated value.
         labels: (N,) class indices in range(K), NumPy.
-
-    Returns:
-        `nll`, in nats, mean of `per_image_nll`; `brier` in [0, 2], mean of `per_image_brier`; `ece` in [0, 1], the
-        expected calibration error of the top class over 15 equal-width bins, l1 (Guo et al. 2017; torchmetrics).
 
     Raises:
         ValueError: see `inputs.check_logits`.
     """
-    return {
-        "nll": float(per_image_nll(logits, labels).mean()),
-        "brier": float(per_image_brier(logits, labels).mean()),
-        "ece": _expected_calibration_error(logits, labels),
-    }
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    check_logits(logits, labels)
+    probs, targets = torch.from_numpy(_top_label_probs(logits)), torch.tensor(labels, dtype=torch.int64)
+    error = multiclass_calibration_error(probs, targets, num_classes=logits.shape[1], n_bins=NUM_BINS, norm="l1")
+    return float(error)
 
 
 def per_image_nll(logits: FloatArray, labels: IntArray) -> Scores:
@@ -98,7 +98,7 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
 def reliability_bins(logits: FloatArray, labels: IntArray, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
     """Return the points of the reliability diagram, by rising confidence; empty bins are left out.
 
-    With 15 bins, sum_b count_b / N * |accuracy_b - confidence_b| is the `ece` of `calibration_metrics`.
+    With 15 bins, sum_b count_b / N * |accuracy_b - confidence_b| is `expected_calibration_error`.
 
     Args:
         logits: (N, K), NumPy.
@@ -137,15 +137,6 @@ def bin_index(
 def _summary(confidences: FloatArray, is_right: npt.NDArray[np.bool_]) -> ReliabilityBin:
     confidence = float(confidences.mean(dtype=np.float64))
     return {"confidence": confidence, "accuracy": float(is_right.mean()), "count": len(is_right)}
-
-
-def _expected_calibration_error(logits: FloatArray, labels: IntArray) -> float:
-    import torch
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    probs, targets = torch.from_numpy(_top_label_probs(logits)), torch.tensor(labels, dtype=torch.int64)
-    error = multiclass_calibration_error(probs, targets, num_classes=logits.shape[1], n_bins=NUM_BINS, norm="l1")
-    return float(error)
 
 
 def _top_label_probs(logits: FloatArray) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ HIGHER_IS_BETTER = (
     "linear_probe_top1",
     "knn_top1_k{k}_t{T}",  # {}: a number
     "retrieval_map",
-    "retrieval_recall_at_{k}",
+    "retrieval_recall_k{k}",
 )
 LOWER_IS_BETTER = (
     "nll",
@@ -22,7 +22,7 @@ LOWER_IS_BETTER = (
     "brier_calibrated",
     "ece_calibrated",
     "expected_cost",
-    "bayes_cost",
+    "expected_cost_bayes_calibrated",
     "alignment",
     "uniformity",
     "mce",

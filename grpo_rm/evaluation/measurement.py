@@ -8,11 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grpo_rm.evaluation.calibration import calibration_metrics, fit_temperature, per_image_brier, per_image_nll
-from grpo_rm.evaluation.classification import classification_metrics
+from grpo_rm.evaluation import classification
+from grpo_rm.evaluation.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    per_image_brier,
+    per_image_nll,
+)
 from grpo_rm.evaluation.geometry import alignment, effective_rank, uniformity
+from grpo_rm.evaluation.inputs import FloatArray
 from grpo_rm.evaluation.knn import knn_predictions
 from grpo_rm.evaluation.linear_probe import linear_probe
+from grpo_rm.evaluation.retrieval import retrieve
 from grpo_rm.inference import Predictions
 
 Scores = npt.NDArray[np.float64]  # (N,), one value per test image
@@ -32,9 +39,19 @@ class Measurement:
 
 
 def measure(
-    train: Predictions, val: Predictions, test: Predictions, *, ks: Sequence[int], knn_temperature: float
+    train: Predictions,
+    val: Predictions,
+    test: Predictions,
+    *,
+    ks: Sequence[int],
+    knn_temperature: float,
+    costs: FloatArray | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Measurement:
     """Measure a model on the test split. Temperature and probe are chosen on validation.
+
+    `top5_accuracy` is there with more than five classes, the costs where they are given, `worst_group_accuracy` where
+    an image has a group.
 
     Args:
         train: Without augmentation; the memory of the k-NN and the data of the linear probe.
@@ -42,34 +59,41 @@ def measure(
         test: What is reported.
         ks: Numbers of neighbors.
         knn_temperature: Of the votes of the neighbors.
+        costs: (K, K), a row per true class, a column per predicted one.
+        groups: Of each test image, "" for none.
     """
     temperature = fit_temperature(val.logits, val.labels)
     calibrated = test.logits / np.float32(temperature)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The number of unique classes")  # few images per class are no fault
-        classification = classification_metrics(test.logits, test.labels)
-        scores = _head_scores(test, calibrated) | _embedding_scores(train, val, test, ks, knn_temperature)
-    embeddings, labels = torch.from_numpy(test.embeddings), torch.from_numpy(test.labels)
+    scores = _head_scores(test, calibrated) | _embedding_scores(train, val, test, ks, knn_temperature)
+    if costs is not None:
+        scores |= _cost_scores(test, calibrated, costs)
     metrics = {
         **{name: float(values.mean()) for name, values in scores.items()},
-        **classification,
-        **calibration_metrics(test.logits, test.labels),
+        **_split_metrics(test, groups),
+        "ece": expected_calibration_error(test.logits, test.labels),
         "temperature": temperature,
-        **{f"{name}_calibrated": value for name, value in calibration_metrics(calibrated, test.labels).items()},
-        "alignment": alignment(embeddings, labels),
-        "uniformity": uniformity(embeddings),
-        "effective_rank": effective_rank(embeddings),
+        "ece_calibrated": expected_calibration_error(calibrated, test.labels),
     }
     return Measurement(metrics, scores)
 
 
 def _head_scores(test: Predictions, calibrated: npt.NDArray[np.float32]) -> dict[str, Scores]:
-    return {
-        "accuracy": _is_right(test.logits.argmax(axis=1), test),
+    scores = {
+        "accuracy": classification.per_image_accuracy(test.logits, test.labels),
         "nll": per_image_nll(test.logits, test.labels),
         "brier": per_image_brier(test.logits, test.labels),
         "nll_calibrated": per_image_nll(calibrated, test.labels),
         "brier_calibrated": per_image_brier(calibrated, test.labels),
+    }
+    if test.logits.shape[1] > classification.TOP:
+        scores["top5_accuracy"] = classification.per_image_top5(test.logits, test.labels)
+    return scores
+
+
+def _cost_scores(test: Predictions, calibrated: npt.NDArray[np.float32], costs: FloatArray) -> dict[str, Scores]:
+    return {
+        "expected_cost": classification.per_image_cost(test.logits, test.labels, costs),
+        "expected_cost_bayes_calibrated": classification.per_image_bayes_cost(calibrated, test.labels, costs),
     }
 
 
@@ -84,9 +108,30 @@ def _embedding_scores(
         temperature=temperature,
         num_classes=test.logits.shape[1],
     )
-    probe = linear_probe(*((split.embeddings, split.labels) for split in (train, val, test)))
-    scores = {f"knn_top1_k{k}_t{temperature:g}": _is_right(votes[k].numpy(), test) for k in ks}
-    return scores | {"linear_probe_top1": _is_right(probe.predictions, test)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # few images per class are no fault
+        probe = linear_probe(*((split.embeddings, split.labels) for split in (train, val, test)))
+    retrieval = retrieve(test.embeddings, test.labels)
+    return {
+        **{f"knn_top1_k{k}_t{temperature:g}": _is_right(votes[k].numpy(), test) for k in ks},
+        "linear_probe_top1": _is_right(probe.predictions, test),
+        "retrieval_map": retrieval.average_precision,
+        **{f"retrieval_recall_k{k}": values for k, values in retrieval.recall.items()},
+    }
+
+
+def _split_metrics(test: Predictions, groups: Sequence[str] | None) -> dict[str, float]:
+    """Return the metrics that are of the split as a whole."""
+    embeddings, labels = torch.from_numpy(test.embeddings), torch.from_numpy(test.labels)
+    metrics = {
+        "f1_macro": classification.f1_macro(test.logits, test.labels),
+        "worst_class_accuracy": classification.worst_class_accuracy(test.logits, test.labels),
+        "alignment": alignment(embeddings, labels),
+        "uniformity": uniformity(embeddings),
+        "effective_rank": effective_rank(embeddings),
+    }
+    worst = classification.worst_group_accuracy(test.logits, test.labels, groups) if groups is not None else None
+    return metrics if worst is None else metrics | {"worst_group_accuracy": worst}
 
 
 def _is_right(predicted: npt.NDArray[np.int64], test: Predictions) -> Scores:

@@ -127,7 +127,7 @@ def _write_shards(
         is_good=is_usable(manifest),
         former={},
     )
-    work = functools.partial(shard_files.write, source, output=output, shorter_side=shorter_side)
+    work = functools.partial(shard_files.provide, source, output=output, shorter_side=shorter_side)
     for _ in map_in_processes(work, shards):
         pass
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from grpo_rm.evaluation.calibration import (
-    calibration_metrics,
+    expected_calibration_error,
     fit_temperature,
+    per_image_brier,
     per_image_nll,
     reliability_bins,
 )
-from grpo_rm.evaluation.classification import classification_metrics, confusion_counts
+from grpo_rm.evaluation.classification import confusion_counts, f1_macro, per_image_accuracy
 from grpo_rm.evaluation.comparison import mcnemar, paired_bootstrap
 from pipelines import plots, report
 
@@ -54,12 +55,19 @@ def interval(low: float, high: float) -> dict[str, Any]:
     return {"difference": (low + high) / 2, "low": low, "high": high, "confidence": 0.95, "num_samples": 360}
 
 
+def calibration_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    scores = {"nll": per_image_nll(logits, labels), "brier": per_image_brier(logits, labels)}
+    means = {name: float(values.mean()) for name, values in scores.items()}
+    return means | {"ece": expected_calibration_error(logits, labels)}
+
+
 def simulate_evaluation(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
     models: dict[str, dict[str, float]] = {}
     for index, (name, values) in enumerate(logits.items()):
         temperature = fit_temperature(values, labels)
         calibrated = calibration_metrics(values / temperature, labels)
-        models[name] = classification_metrics(values, labels) | calibration_metrics(values, labels)
+        models[name] = {"accuracy": float(per_image_accuracy(values, labels).mean())}
+        models[name] |= {"f1_macro": f1_macro(values, labels)} | calibration_metrics(values, labels)
         models[name] |= {"temperature": temperature} | {f"{key}_calibrated": value for key, value in calibrated.items()}
         models[name] |= {"knn_top1_k10_t0.07": 0.953 + 0.01 * index, "knn_top1_k20_t0.07": 0.95 + 0.0113 * index}
         models[name] |= {"linear_probe_top1": 0.961 + 0.0021 * index, "alignment": 0.41 - 0.03 * index}

@@ -56,13 +56,13 @@ def test_golden_weights_decide():
     assert prediction(1.0) == 1
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 1000])
-def test_block_size_and_norm_do_not_matter(block_size):
+@pytest.mark.parametrize("block_elements", [1, 7 * 60, 10**6])
+def test_block_size_and_norm_do_not_matter(block_elements):
     train, labels, test, _ = example(5)
     arguments = {"ks": [5, 10], "temperature": 0.07, "num_classes": 4}
     expected = knn_predictions(train, labels, test, **arguments)
     train, test = train * torch.rand(len(train), 1).add(0.1), test * torch.rand(len(test), 1).add(0.1)
-    actual = knn_predictions(train, labels, test, block_size=block_size, **arguments)
+    actual = knn_predictions(train, labels, test, block_elements=block_elements, **arguments)
     assert all(torch.equal(actual[k], expected[k]) for k in (5, 10))
 
 

@@ -19,6 +19,11 @@ METRICS = {
     "knn_top1_k10_t0.07",
     "knn_top1_k20_t0.07",
     "linear_probe_top1",
+    "worst_class_accuracy",
+    "retrieval_map",
+    "retrieval_recall_k1",
+    "retrieval_recall_k5",
+    "retrieval_recall_k10",
     "alignment",
     "uniformity",
     "effective_rank",
@@ -32,6 +37,10 @@ SCORES = {
     "knn_top1_k10_t0.07",
     "knn_top1_k20_t0.07",
     "linear_probe_top1",
+    "retrieval_map",
+    "retrieval_recall_k1",
+    "retrieval_recall_k5",
+    "retrieval_recall_k10",
 }
 
 
@@ -65,6 +74,33 @@ def test_names_of_neighbors_follow_k_and_temperature():
     splits = [predictions(20, seed) for seed in range(3)]
     metrics = measure(*splits, ks=[1, 3], knn_temperature=0.1).metrics
     assert {name for name in metrics if name.startswith("knn")} == {"knn_top1_k1_t0.1", "knn_top1_k3_t0.1"}
+
+
+def test_costs_and_groups_have_metrics_where_they_are_given(result):
+    measurement, splits = result
+    costs, groups = np.array([[0.0, 1, 9], [1, 0, 1], [1, 1, 0]]), ["a", "b"] * 35
+    more = measure(*splits, ks=[10, 20], knn_temperature=0.07, costs=costs, groups=groups)
+    assert set(more.scores) == SCORES | {"expected_cost", "expected_cost_bayes_calibrated"}
+    assert set(more.metrics) == METRICS | {"expected_cost", "expected_cost_bayes_calibrated", "worst_group_accuracy"}
+    assert {name: more.metrics[name] for name in METRICS} == measurement.metrics
+    is_right, test = more.scores["accuracy"], splits[2]
+    assert more.metrics["worst_group_accuracy"] == min(is_right[::2].mean(), is_right[1::2].mean())
+    assert more.metrics["expected_cost"] == costs[test.labels, test.logits.argmax(axis=1)].mean()
+    assert more.metrics["expected_cost_bayes_calibrated"] < more.metrics["expected_cost"]
+    without_group = measure(*splits, ks=[10, 20], knn_temperature=0.07, groups=[""] * 70)
+    assert set(without_group.metrics) == METRICS
+
+
+def test_top5_with_more_than_five_classes():
+    splits = []
+    for seed in range(3):
+        labels = np.arange(30) % 6
+        logits = np.random.default_rng(seed).normal(size=(30, 6)).astype(np.float32)
+        splits.append(Predictions(logits, logits, labels))
+    measurement = measure(*splits, ks=[1], knn_temperature=0.07)
+    is_last = splits[2].logits.argmin(axis=1) == splits[2].labels
+    assert measurement.scores["top5_accuracy"].tolist() == (~is_last).tolist()
+    assert measurement.metrics["top5_accuracy"] == measurement.scores["top5_accuracy"].mean()
 
 
 def test_the_mean_of_the_scores_is_the_metric(result):
