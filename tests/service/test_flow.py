@@ -240,14 +240,15 @@ def test_a_schedule_runs(clean, prefect: PrefectApi):  # noqa: ARG001
 
 def test_worker_and_run_killed(clean, prefect: PrefectApi, worker: Worker):
     """What a machine does that loses power: the run starts again with the worker, and completes."""
-    run = prefect.start("pipeline/on-demand", params={"pretrain.epochs": 4}, target="pretrain")
-    prefect.wait_for_log(run, "pretrain  epoch 2/4")
+    # twelve, because a line of the log is here seconds later: with four, the training had ended once
+    run = prefect.start("pipeline/on-demand", params={"pretrain.epochs": 12}, target="pretrain")
+    prefect.wait_for_log(run, "pretrain  epoch 2/12")
     flows = worker.flows()
     worker.kill()
     for flow in flows:
         flow.kill()
     prefect.delete("/v2/concurrency_limits/gpu")  # its lease would hold the next run up for a minute
-    assert "+  epochs: 4" in clean.succeed("git", "diff", "params.yaml")  # it had no time to go back
+    assert "+  epochs: 12" in clean.succeed("git", "diff", "params.yaml")  # it had no time to go back
     worker.start()
     state = prefect.wait(run)
     assert state["type"] == "COMPLETED"
