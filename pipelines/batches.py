@@ -1,6 +1,7 @@
 """Batches of the prepared data as a saved model wants them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,8 +70,19 @@ def _cache_gib(loader: Loader) -> float:
 
 def evaluation_batches(model: ModelConfig, split: str, *, workers: int = 0) -> Batches:
     """Return the batches of a split in order, without augmentation. They are read once, so nothing is kept."""
+    return _plain_batches(model, read_split(PREPARED, split), workers)
+
+
+def chosen_batches(model: ModelConfig, split: str, rows: Sequence[int], *, workers: int = 0) -> Batches:
+    """Return the batches of some images of a split, in the order of `rows`, without augmentation."""
+    whole = read_split(PREPARED, split)
+    chosen = Split([whole.ids[row] for row in rows], [whole.files[row] for row in rows], whole.labels[list(rows)])
+    return _plain_batches(model, chosen, workers)
+
+
+def _plain_batches(model: ModelConfig, split: Split, workers: int) -> Batches:
     return Batches(
-        read_split(PREPARED, split),
+        split,
         _evaluation_view(model),
         channels=model.channels,
         batch_size=EVALUATION_BATCH,

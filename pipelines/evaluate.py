@@ -13,9 +13,13 @@ from pipelines.tables import read_numbers, write_csv
 from pipelines.tracking.runs import check_tracking, start_run
 
 if TYPE_CHECKING:
+    from grpo_rm.evaluation.comparison import Interval
+    from grpo_rm.evaluation.inputs import FloatArray
     from grpo_rm.evaluation.measurement import Measurement
     from grpo_rm.evaluation.resampling import MetricSums
+    from grpo_rm.evaluation.robustness import Answers
     from grpo_rm.inference import Predictions
+    from pipelines.predictions import Outputs
 
 MODELS = {
     "pretrain": Path("models/pretrain"),
@@ -23,9 +27,8 @@ MODELS = {
     "cross_entropy": Path("models/finetune/cross_entropy"),
 }
 CANDIDATE, CONTROL = "grpo_rm", "cross_entropy"
+REFERENCE = "pretrain"  # of the errors on corrupted images
 REPORTS = Path("reports")
-
-Outputs = dict[str, "Predictions"]  # by split
 
 
 def main() -> None:
@@ -45,36 +48,121 @@ def main() -> None:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Write predictions, plots, evaluation.json and index.html; return the content of evaluation.json."""
-    from grpo_rm.evaluation.comparison import compare_metrics, correct, mcnemar  # slow to import: torch
-    from grpo_rm.evaluation.measurement import measure
+    from grpo_rm.evaluation.comparison import correct, mcnemar  # slow to import: torch
+    from grpo_rm.evaluation.measurement import measure, measure_head
+    from pipelines.predictions import predict_splits, write_predictions
 
     settings = config.evaluate
+    costs, groups = read_costs(config), read_groups("test")
     outputs, measurements = {}, {}
     for name, directory in MODELS.items():
         print(f"evaluate: {name}", flush=True)
         outputs[name] = predict_splits(directory, workers=config.loader.workers)
         measurements[name] = measure(
-            **outputs[name], costs=None, groups=None, ks=settings.knn_k, knn_temperature=settings.knn_temperature
+            **outputs[name], ks=settings.knn_k, knn_temperature=settings.knn_temperature, costs=costs, groups=groups
         )
         write_predictions(outputs[name], REPORTS / "predictions" / f"{name}.parquet")
+    answers = measure_robustness(config)
     candidate, control = measurements[CANDIDATE].scores, measurements[CONTROL].scores
-    intervals = compare_metrics(
-        *([sums_of(measurements[arm], outputs[arm]["test"])] for arm in (CANDIDATE, CONTROL)),
-        num_resamples=settings.bootstrap_resamples,
-        confidence=settings.confidence,
-        seed=config.seed,
-    )
     evaluation = {
-        "models": {name: measurement.metrics for name, measurement in measurements.items()},
-        "comparison": {name: asdict(interval) for name, interval in correct(intervals).items()}
+        "models": add_robustness({name: measured.metrics for name, measured in measurements.items()}, answers),
+        "validation": {name: measure_head(splits["val"]) for name, splits in outputs.items()},
+        "comparison": {
+            name: asdict(interval)
+            for name, interval in correct(compare(outputs, measurements, answers, config)).items()
+        }
         | {"mcnemar": asdict(mcnemar(candidate["accuracy"], control["accuracy"]))},
     }
     (REPORTS / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
-    write_figures(outputs, evaluation, config)
+    write_figures(outputs, answers, evaluation, config)
     return evaluation
 
 
-def sums_of(measurement: "Measurement", test: "Predictions") -> "dict[str, MetricSums]":
+def read_costs(config: Config) -> "FloatArray | None":
+    """Return the cost matrix (K, K) of the objective; None where it has none."""
+    from grpo_rm.cost_matrix import read_cost_matrix
+    from grpo_rm.datasets import read_dataset
+    from pipelines.batches import PREPARED
+
+    path = config.objective.cost_matrix
+    return read_cost_matrix(Path(path), read_dataset(PREPARED)["classes"]).numpy() if path else None
+
+
+def read_groups(split: str) -> list[str]:
+    """Return the group of each image of a split, in its order; "" for none."""
+    import pyarrow.parquet as pq
+
+    from grpo_rm.datasets import read_ids
+    from pipelines.batches import PREPARED
+
+    manifest = pq.read_table(PREPARED / "manifest.parquet", columns=["id", "group"], filters=[("split", "=", split)])
+    groups = dict(zip(manifest["id"].to_pylist(), manifest["group"].to_pylist(), strict=True))
+    return [groups[id_] for id_ in read_ids(PREPARED, split)]
+
+
+def measure_robustness(config: Config) -> dict[str, "Answers"]:
+    """Return which corrupted test images each model classifies rightly; nothing where `images` is 0."""
+    from grpo_rm.checkpoint import load_model
+    from grpo_rm.datasets import read_ids
+    from grpo_rm.evaluation.robustness import choose_images, corrupted_answers
+    from grpo_rm.inference import best_device
+    from pipelines.batches import PREPARED, chosen_batches
+
+    limit = config.evaluate.robustness.images
+    if not limit:
+        return {}
+    print("evaluate: corrupted images", flush=True)
+    device = best_device()
+    models = {name: load_model(directory).to(device) for name, directory in MODELS.items()}
+    ids = read_ids(PREPARED, "test")
+    chosen = choose_images(ids, limit=limit, seed=config.seed)
+    shape = models[REFERENCE].config  # all three are given the same images
+    with closing(chosen_batches(shape, "test", chosen, workers=config.loader.workers)) as batches:
+        images = batches.epoch(0)
+        return corrupted_answers(models, images, [ids[row] for row in chosen], seed=config.seed, device=device)
+
+
+def add_robustness(
+    metrics: Mapping[str, dict[str, float]], answers: Mapping[str, "Answers"]
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of each model with those on corrupted images, where there are any."""
+    from grpo_rm.evaluation.robustness import robustness_metrics
+
+    return {
+        name: own | (robustness_metrics(answers[name], answers[REFERENCE]) if answers else {})
+        for name, own in metrics.items()
+    }
+
+
+def compare(
+    outputs: Mapping[str, "Outputs"],
+    measurements: Mapping[str, "Measurement"],
+    answers: Mapping[str, "Answers"],
+    config: Config,
+) -> dict[str, "Interval"]:
+    """Return the intervals of candidate minus control: on the test images, and on those that were corrupted."""
+    from grpo_rm.evaluation.comparison import compare_metrics
+    from grpo_rm.evaluation.resampling import mean_sums
+    from grpo_rm.evaluation.robustness import robustness_scores
+
+    settings = config.evaluate
+    of_sets = [{arm: sums_of(measurements[arm], outputs[arm]["test"]) for arm in (CANDIDATE, CONTROL)}]
+    if answers:
+        scores = {arm: robustness_scores(answers[arm]) for arm in (CANDIDATE, CONTROL)}
+        of_sets.append({arm: {name: mean_sums(each) for name, each in scores[arm].items()} for arm in scores})
+    intervals: dict[str, Interval] = {}
+    for sums in of_sets:
+        intervals |= compare_metrics(
+            [sums[CANDIDATE]],
+            [sums[CONTROL]],
+            num_resamples=settings.bootstrap_resamples,
+            confidence=settings.confidence,
+            seed=config.seed,
+        )
+    return intervals
+
+
+def sums_of(measurement: "Measurement", test: "Predictions") -> dict[str, "MetricSums"]:
     """Return what a model is compared by: means of scores per image, and what has to be measured on each resample."""
     from grpo_rm.evaluation.metric_sums import head_sums
     from grpo_rm.evaluation.resampling import mean_sums
@@ -83,57 +171,25 @@ def sums_of(measurement: "Measurement", test: "Predictions") -> "dict[str, Metri
     return means | head_sums(test.logits, test.labels)
 
 
-def predict_splits(directory: Path, *, workers: int) -> Outputs:
-    """Run a saved model over train, val and test, without augmentation."""
-    from grpo_rm.checkpoint import load_model
-    from grpo_rm.inference import best_device, predict
-    from pipelines.batches import evaluation_batches
-
-    device = best_device()
-    model = load_model(directory).to(device)
-    outputs = {}
-    for split in ("train", "val", "test"):
-        with closing(evaluation_batches(model.config, split, workers=workers)) as batches:
-            outputs[split] = predict(model, batches.epoch(0), device=device)
-    return outputs
-
-
-def write_predictions(outputs: Outputs, path: Path) -> None:
-    """Write id, split, label, logits and embedding of all validation and test images as Parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from grpo_rm.datasets import read_ids
-    from pipelines.batches import PREPARED
-
-    tables = [
-        pa.table(
-            {
-                "id": read_ids(PREPARED, split),
-                "split": [split] * len(outputs[split].labels),
-                "label": outputs[split].labels,
-                "logits": list(outputs[split].logits),
-                "embedding": list(outputs[split].embeddings),
-            }
-        )
-        for split in ("val", "test")
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(tables), path)
-
-
-def write_figures(outputs: Mapping[str, Outputs], evaluation: dict[str, Any], config: Config) -> None:
+def write_figures(
+    outputs: Mapping[str, "Outputs"],
+    answers: Mapping[str, "Answers"],
+    evaluation: dict[str, Any],
+    config: Config,
+) -> None:
     """Write the plot data of DVC and the report."""
     import numpy as np
 
     from grpo_rm.datasets import read_dataset
     from grpo_rm.evaluation.calibration import reliability_bins
-    from grpo_rm.evaluation.classification import confusion_counts
+    from grpo_rm.evaluation.classification import confusion_counts, per_class_metrics
+    from grpo_rm.evaluation.robustness import robustness_rows
     from pipelines.batches import PREPARED
     from pipelines.plots import confusion_rows, reliability_rows
     from pipelines.report import write_report
 
-    dataset = read_dataset(PREPARED)
+    dataset, plots = read_dataset(PREPARED), REPORTS / "plots"
+    classes = dataset["classes"]
     tests = {name: splits["test"] for name, splits in outputs.items()}
     reliability = {}
     for name, test in tests.items():
@@ -142,10 +198,13 @@ def write_figures(outputs: Mapping[str, Outputs], evaluation: dict[str, Any], co
             reliability_bins(test.logits, test.labels), reliability_bins(calibrated, test.labels)
         )
         predicted = test.logits.argmax(axis=1)
-        write_csv(
-            REPORTS / "plots/confusion" / f"{name}.csv", confusion_rows(predicted, test.labels, dataset["classes"])
-        )
-        write_csv(REPORTS / "plots/reliability" / f"{name}.csv", reliability[name])
+        write_csv(plots / "confusion" / f"{name}.csv", confusion_rows(predicted, test.labels, classes))
+        write_csv(plots / "reliability" / f"{name}.csv", reliability[name])
+        of_classes = per_class_metrics(test.logits, test.labels)
+        write_csv(plots / "classes" / f"{name}.csv", [{"class": classes[row["label"]], **row} for row in of_classes])
+        (plots / "robustness").mkdir(parents=True, exist_ok=True)  # for DVC, where there are none
+        if answers:
+            write_csv(plots / "robustness" / f"{name}.csv", robustness_rows(answers[name]))
     candidate = tests[CANDIDATE]
     write_report(
         REPORTS / "index.html",
@@ -153,7 +212,7 @@ def write_figures(outputs: Mapping[str, Outputs], evaluation: dict[str, Any], co
         histories={name: read_numbers(REPORTS / "training" / f"{name}.csv") for name in MODELS},
         dataset=dataset,
         reliability=reliability,
-        confusion=confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(dataset["classes"])),
+        confusion=confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes)),
         lineage=lineage(config),
     )
 

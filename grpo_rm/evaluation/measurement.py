@@ -77,6 +77,13 @@ def measure(
     return Measurement(metrics, scores)
 
 
+def measure_head(predictions: Predictions) -> dict[str, float]:
+    """Measure what follows from the logits of a split alone, without a temperature."""
+    from grpo_rm.evaluation.metric_sums import classifier_sums
+
+    return {name: sums.value for name, sums in classifier_sums(predictions.logits, predictions.labels).items()}
+
+
 def _head_scores(test: Predictions, calibrated: npt.NDArray[np.float32]) -> dict[str, Scores]:
     scores = {
         "accuracy": classification.per_image_accuracy(test.logits, test.labels),
