@@ -24,6 +24,17 @@ CountOrZero = Annotated[int, Field(ge=0)]
 SOURCES = ("digits", "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
 REWARDS = ("accuracy", "uniformity", "cost_matrix", "class_similarity")
 REWARD_FILES = Path("data/rewards")  # the stage depends on it
+TAKEN_NAMES = ("train", "val", "test", "robustness", "onnx")  # of splits, and of what metrics begin with
+
+
+def _known_source(source: str) -> str:
+    kind, _, rest = source.partition(":")
+    if source == "digits" or (rest and kind in [known.partition(":")[0] for known in SOURCES[1:]]):
+        return source
+    raise ValueError(f"expected one of {', '.join(SOURCES)}")
+
+
+SourceName = Annotated[str, AfterValidator(_known_source)]
 
 
 class _Block(BaseModel):
@@ -99,20 +110,12 @@ class Expectations(_Block):
 
 
 class Data(_Block):
-    source: str
+    source: SourceName
     val_fraction: Fraction
     test_fraction: Fraction
     resize_on_prepare: Count | None
     void_index: Annotated[int, Field(ge=0, le=255)] | None
     expectations: Expectations
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, source: str) -> str:
-        kind, _, rest = source.partition(":")
-        if source == "digits" or (rest and kind in [known.partition(":")[0] for known in SOURCES[1:]]):
-            return source
-        raise ValueError(f"expected one of {', '.join(SOURCES)}")
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> "Data":
@@ -275,12 +278,21 @@ class Robustness(_Block):
     images: CountOrZero
 
 
+def _set_name(name: str) -> str:
+    if not re.fullmatch("[a-z0-9_]+", name):
+        raise ValueError("expected a name of a-z, 0-9 and _: metrics and a folder are named by it")
+    if name in TAKEN_NAMES:
+        raise ValueError(f"expected another name: {', '.join(TAKEN_NAMES)} are taken")
+    return name
+
+
 class Evaluate(_Block):
     knn_k: Annotated[list[Count], Field(min_length=1)]
     knn_temperature: Positive
     confidence: Fraction
     bootstrap_resamples: Annotated[int, Field(ge=100)]
     robustness: Robustness
+    extra_sets: dict[Annotated[str, AfterValidator(_set_name)], SourceName]
 
 
 class Export(_Block):
@@ -341,6 +353,25 @@ class Config(_Block):
                     "encoder's class means. Set one of the two to something else"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _keeps_extra_sets_apart(self) -> "Config":
+        for name, source in self.evaluate.extra_sets.items():
+            if source == self.data.source or _overlap(source, self.data.source):
+                raise ValueError(
+                    f"evaluate.extra_sets.{name} is {source} and data.source is {self.data.source}: one is within the "
+                    "other, so models would be trained on images of the test. Move one of them elsewhere"
+                )
+        return self
+
+
+def _overlap(source: str, other: str) -> bool:
+    """Whether both are paths, and one is the other or is in it."""
+    parts = [text.partition(":") for text in (source, other)]
+    if any(kind not in ("folder", "npz", "csv") for kind, _, _ in parts):
+        return False
+    one, two = (Path(path).expanduser().resolve() for _, _, path in parts)
+    return one == two or one in two.parents or two in one.parents
 
 
 def load_config(path: Path = Path("params.yaml")) -> Config:

@@ -68,9 +68,9 @@ def _cache_gib(loader: Loader) -> float:
     return loader.cache_gib if loader.cache == "auto" else 0.0
 
 
-def evaluation_batches(model: ModelConfig, split: str, *, workers: int = 0) -> Batches:
+def evaluation_batches(model: ModelConfig, split: str, *, prepared: Path = PREPARED, workers: int = 0) -> Batches:
     """Return the batches of a split in order, without augmentation. They are read once, so nothing is kept."""
-    return _plain_batches(model, read_split(PREPARED, split), workers)
+    return _plain_batches(model, read_split(prepared, split), workers)
 
 
 def chosen_batches(model: ModelConfig, split: str, rows: Sequence[int], *, workers: int = 0) -> Batches:

@@ -50,28 +50,44 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Write predictions, plots, evaluation.json and index.html; return the content of evaluation.json."""
     from grpo_rm.evaluation.comparison import correct, mcnemar  # slow to import: torch
     from grpo_rm.evaluation.measurement import measure, measure_head
-    from pipelines.predictions import predict_splits, write_predictions
+    from pipelines.extra_results import extra_metrics, read_extra_sets
+    from pipelines.predictions import SPLITS, predict_splits, write_predictions
 
     settings = config.evaluate
     costs, groups = read_costs(config), read_groups("test")
+    extra_sets = read_extra_sets(settings.extra_sets)
     outputs, measurements = {}, {}
     for name, directory in MODELS.items():
         print(f"evaluate: {name}", flush=True)
-        outputs[name] = predict_splits(directory, workers=config.loader.workers)
+        outputs[name] = predict_splits(directory, settings.extra_sets, workers=config.loader.workers)
         measurements[name] = measure(
-            **outputs[name], ks=settings.knn_k, knn_temperature=settings.knn_temperature, costs=costs, groups=groups
+            *(outputs[name][split] for split in SPLITS),
+            ks=settings.knn_k,
+            knn_temperature=settings.knn_temperature,
+            costs=costs,
+            groups=groups,
         )
         write_predictions(outputs[name], REPORTS / "predictions" / f"{name}.parquet")
     answers = measure_robustness(config)
     candidate, control = measurements[CANDIDATE].scores, measurements[CONTROL].scores
     evaluation = {
-        "models": add_robustness({name: measured.metrics for name, measured in measurements.items()}, answers),
+        "models": add_robustness(
+            {
+                name: measured.metrics | extra_metrics(outputs[name], extra_sets)
+                for name, measured in measurements.items()
+            },
+            answers,
+        ),
         "validation": {name: measure_head(splits["val"]) for name, splits in outputs.items()},
         "comparison": {
             name: asdict(interval)
             for name, interval in correct(compare(outputs, measurements, answers, config)).items()
         }
         | {"mcnemar": asdict(mcnemar(candidate["accuracy"], control["accuracy"]))},
+        "extra_sets": {
+            extra.name: {"images": len(extra.is_trained_on), "trained_on": int(extra.is_trained_on.sum())}
+            for extra in extra_sets
+        },
     }
     (REPORTS / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     write_figures(outputs, answers, evaluation, config)
@@ -140,16 +156,18 @@ def compare(
     answers: Mapping[str, "Answers"],
     config: Config,
 ) -> dict[str, "Interval"]:
-    """Return the intervals of candidate minus control: on the test images, and on those that were corrupted."""
+    """Return the intervals of candidate minus control: on the test images, on corrupted ones, on each extra set."""
     from grpo_rm.evaluation.comparison import compare_metrics
     from grpo_rm.evaluation.resampling import mean_sums
     from grpo_rm.evaluation.robustness import robustness_scores
+    from pipelines.extra_results import extra_sums
 
     settings = config.evaluate
     of_sets = [{arm: sums_of(measurements[arm], outputs[arm]["test"]) for arm in (CANDIDATE, CONTROL)}]
     if answers:
         scores = {arm: robustness_scores(answers[arm]) for arm in (CANDIDATE, CONTROL)}
         of_sets.append({arm: {name: mean_sums(each) for name, each in scores[arm].items()} for arm in scores})
+    of_sets += [{arm: extra_sums(outputs[arm], name) for arm in (CANDIDATE, CONTROL)} for name in settings.extra_sets]
     intervals: dict[str, Interval] = {}
     for sums in of_sets:
         intervals |= compare_metrics(

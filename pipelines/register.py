@@ -225,8 +225,10 @@ def read_answers(dataset: dict[str, Any]) -> "Answers":
 
     from grpo_rm.evaluation.gate import Basis
 
-    table = pq.read_table(PREDICTIONS, filters=pc.field("split") == "test")
-    basis = Basis(dataset["classes"], dataset["split"], {"": len(table)})
+    table = pq.read_table(PREDICTIONS, filters=pc.field("split") != "val")
+    sizes = {row["values"]: row["counts"] for row in table["split"].value_counts().to_pylist()}  # test and extra sets
+    table = table.filter(pc.field("split") == "test")
+    basis = Basis(dataset["classes"], dataset["split"], {"": sizes.pop("test"), **sizes})
     return Answers(table["id"].to_pylist(), np.stack(table["logits"].to_pylist()), table["label"].to_numpy(), basis)
 
 

@@ -19,12 +19,16 @@ def classifier_sums(logits: FloatArray, labels: IntArray) -> dict[str, MetricSum
     Raises:
         ValueError: see `inputs.check_logits`.
     """
+    return _mean_metrics(logits, labels) | head_sums(logits, labels)
+
+
+def _mean_metrics(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]:
     means = {
         "accuracy": logits.argmax(axis=1) == labels,
         "nll": per_image_nll(logits, labels),
         "brier": per_image_brier(logits, labels),
     }
-    return {name: mean_sums(scores) for name, scores in means.items()} | head_sums(logits, labels)
+    return {name: mean_sums(scores) for name, scores in means.items()}
 
 
 def head_sums(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]:
@@ -52,16 +56,38 @@ def constant_sums(labels: IntArray, num_classes: int) -> MetricSums:
     return f1_macro_sums(np.full(len(labels), most_frequent), labels, num_classes)
 
 
-def f1_macro_sums(predictions: IntArray, labels: IntArray, num_classes: int) -> MetricSums:
+def extra_set_sums(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]:
+    """Return what a model is measured by on a set that may lack classes: accuracy, NLL, Brier score, and macro F1 over
+    the classes that it has.
+
+    Raises:
+        ValueError: see `inputs.check_logits`.
+    """
+    check_logits(logits, labels)
+    classes = np.unique(labels)
+    f1 = f1_macro_sums(logits.argmax(axis=1), labels, logits.shape[1], classes=classes)
+    return _mean_metrics(logits, labels) | {"f1_macro": f1}
+
+
+def f1_macro_sums(
+    predictions: IntArray, labels: IntArray, num_classes: int, *, classes: IntArray | None = None
+) -> MetricSums:
     """Return macro F1 with the conventions of `classification_metrics`: a class that does not occur counts as 0.
+
+    Args:
+        predictions: (N,) class indices.
+        labels: (N,) class indices.
+        num_classes: K.
+        classes: The classes that the mean is over; None: all K.
 
     Raises:
         ValueError: see `inputs.check_labels`.
     """
-    right, labeled, predicted = _counts(predictions, labels, num_classes)
+    chosen = np.arange(num_classes) if classes is None else classes
+    right, labeled, predicted = (counts[chosen] for counts in _counts(predictions, labels, num_classes))
 
     def finish(sums: Sums) -> Sums:
-        hits, others = sums[:num_classes], sums[num_classes:]
+        hits, others = sums[: len(chosen)], sums[len(chosen) :]
         f1 = 2 * hits / np.maximum(others, 1)  # hits are 0 where nothing is labeled or predicted
         return np.asarray(f1.mean(axis=0))
 

@@ -20,7 +20,7 @@ from pipelines.preparation import shard_files
 from pipelines.preparation.dataset_summary import check_readable, is_usable
 from pipelines.preparation.description import describe_rows
 from pipelines.preparation.near_duplicates import NO_HASH, find_near_duplicates
-from pipelines.preparation.replacement import replacing, sync
+from pipelines.preparation.replacement import sync
 from pipelines.preparation.workers import map_in_processes
 from pipelines.sources.source import Source
 
@@ -29,14 +29,14 @@ SPLIT = "test"
 
 
 def prepare_extra_set(source: Source, output: Path, *, prepared: Path, origin: str, shorter_side: int | None) -> None:
-    """Write test shards, a manifest and extra.json. `output` is replaced as a whole; `read_split` reads its "test".
+    """Write test shards, a manifest and extra.json into `output`, a new folder; `read_split` reads its "test".
 
     All images are for the test, also those that the source gives another split. The manifest has `copy_of` and
     `near_duplicate_of`: the id of a training image that each one is, or is nearly ("" where there is none).
 
     Args:
         source: Its classes are some of those of the training data, by name.
-        output: A folder.
+        output: A folder that is not there yet, in one that is replaced as a whole.
         prepared: The training data, as stage prepare writes them.
         origin: What the source was opened by.
         shorter_side: In pixels, that larger images are resized to.
@@ -51,14 +51,13 @@ def prepare_extra_set(source: Source, output: Path, *, prepared: Path, origin: s
     train = pq.read_table(prepared / "manifest.parquet", columns=["id", "split", "sha256", "perceptual_hash"])
     leaks = find_leaks(described, train.filter(pc.equal(train["split"], "train")))
     manifest = pa.table({"id": source.ids, "label": source.labels, **_columns(described), **leaks})
-    with replacing(output) as partial:
-        (partial / SPLIT).mkdir()
-        _write_shards(source, described, manifest, partial, shorter_side)
-        pq.write_table(manifest, partial / "manifest.parquet")
-        summary = json.dumps(summarize_extra_set(source, manifest, origin), indent=2) + "\n"
-        (partial / "extra.json").write_text(summary, encoding="utf-8")
-        for path in partial.glob("*.*"):
-            sync(path)
+    (output / SPLIT).mkdir(parents=True)
+    _write_shards(source, described, manifest, output, shorter_side)
+    pq.write_table(manifest, output / "manifest.parquet")
+    summary = json.dumps(summarize_extra_set(source, manifest, origin), indent=2) + "\n"
+    (output / "extra.json").write_text(summary, encoding="utf-8")
+    for path in output.glob("*.*"):
+        sync(path)
 
 
 def with_classes(source: Source, classes: list[str]) -> Source:

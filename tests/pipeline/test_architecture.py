@@ -44,7 +44,9 @@ def test_that_test_can_fail():
     assert imported_by(["dvc.version", "json"], ORCHESTRATION) == ["dvc"]
 
 
-@pytest.mark.parametrize("module", ["prepare", "validate", "pretrain", "finetune", "evaluate", "export", "register"])
+@pytest.mark.parametrize(
+    "module", ["prepare", "extra_sets", "validate", "pretrain", "finetune", "evaluate", "export", "register"]
+)
 def test_a_stage_starts_without_slow_imports(module):
     slow = ("torch", "timm", "mlflow", "great_expectations", "prefect", "sklearn", "matplotlib")
     assert imported_by([f"pipelines.{module}"], slow) == []

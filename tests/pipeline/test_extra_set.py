@@ -100,7 +100,7 @@ def test_nothing_that_can_be_decoded_is_refused(prepared, tmp_path):
 
 def test_again_gives_the_same_files(prepared, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    for output in (first, second, second):
+    for output in (first, second):
         extra(prepared, output, pets(4))
     assert tree(first) == tree(second)
     assert set(tree(first)) == {"extra.json", "manifest.parquet", "test/00000.parquet"}

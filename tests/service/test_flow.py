@@ -141,6 +141,7 @@ def test_cancelled_in_mid_training_then_run_again(clean, prefect: PrefectApi):
         "open the MLflow run": "Completed",
         "params": "Ran",
         "prepare": "Cached",
+        "extra_sets": "Cached",
         "validate": "Cached",
         "pretrain": "Cached",
         "finetune@grpo_rm": "Ran",
