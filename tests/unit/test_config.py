@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo_rm.config import Config, load_config
+from grpo_rm.config import TAKEN_NAMES, Config, load_config
 from grpo_rm.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,6 +284,49 @@ def test_a_gate_asks_of_known_metrics_with_a_direction(load, block):
 def test_costs_without_a_weight(load):
     (line,) = message_of(load, objective__cost_matrix="data/rewards/costs.csv")
     assert line == "objective: cost_matrix is 'data/rewards/costs.csv', but rewards has no weight of that name: add it"
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"Sketch": "digits"}, "evaluate.extra_sets.Sketch: expected a name of a-z, 0-9 and _"),
+        ({"a/b": "digits"}, "evaluate.extra_sets.a/b: expected a name of a-z, 0-9 and _"),
+        ({"": "digits"}, "evaluate.extra_sets.: expected a name of a-z, 0-9 and _"),
+        *(({name: "digits"}, f"evaluate.extra_sets.{name}: expected another name: train, ") for name in TAKEN_NAMES),
+        ({"sketch": "data/raw/sketch"}, "evaluate.extra_sets.sketch: got 'data/raw/sketch', expected one of digits, "),
+    ],
+)
+def test_names_and_sources_of_extra_sets(load, sets, message):
+    (line,) = message_of(load, evaluate__extra_sets=sets)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("train", "extra"),
+    [
+        ("digits", "digits"),
+        ("folder:data/raw/a", "folder:data/raw/a/"),
+        ("folder:data/raw/a", "folder:data/raw/b/../a/sketch"),
+        ("folder:data/raw/a", "csv:data/raw/a/list.csv"),
+        ("npz:data/raw/a/set.npz", "folder:data/raw"),
+        ("folder:~", "folder:~/a"),
+    ],
+)
+def test_extra_sets_within_the_training_data_and_around_them(load, train, extra):
+    (line,) = message_of(load, data__source=train, evaluate__extra_sets={"far": "torchvision:MNIST", "near": extra})
+    assert line.startswith(f"evaluate.extra_sets.near is {extra} and data.source is {train}: one is within the other")
+
+
+@pytest.mark.parametrize(
+    ("train", "extra"),
+    [
+        ("folder:data/raw/a", "folder:data/raw/ab"),
+        ("csv:data/raw/train.csv", "csv:data/raw/test.csv"),
+        ("digits", "folder:digits"),
+    ],
+)
+def test_extra_sets_beside_the_training_data(load, train, extra):
+    assert load(changed(data__source=train, evaluate__extra_sets={"near_2": extra})).evaluate.extra_sets
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -47,6 +47,7 @@ def test_goldens():
     labels, predictions = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
     assert f1_macro_sums(predictions, labels, 2).value == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert f1_macro_sums(predictions, labels, 3).value == pytest.approx((1 / 2 + 2 / 3) / 3)  # a class that is absent
+    assert f1_macro_sums(predictions, labels, 3, classes=np.array([0])).value == pytest.approx(1 / 2)
     assert worst_class_accuracy_sums(predictions, labels, 3).value == 0.5
     assert constant_sums(labels, 2).value == pytest.approx(2 * 3 / (5 + 3) / 2)
     confident = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]]))  # .9 + .9 - 1 in a bin, 1 - .7 in another
