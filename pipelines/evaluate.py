@@ -214,6 +214,7 @@ def write_figures(
         reliability=reliability,
         confusion=confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes)),
         lineage=lineage(config),
+        robustness={name: robustness_rows(answer) for name, answer in answers.items()},
     )
 
 

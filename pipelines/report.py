@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines import plots
 from pipelines.metric_table import Verdict, compare_metrics, in_order, metric_table, natural
+from pipelines.robustness_plots import robustness_panels
 from pipelines.svg import SVG_NAMESPACE
 
 TEMPLATE = "report.html.j2"
@@ -43,6 +44,7 @@ def render_report(
     reliability: Mapping[str, Sequence[Mapping[str, Any]]],
     confusion: np.ndarray,
     lineage: Mapping[str, str],
+    robustness: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -53,6 +55,7 @@ def render_report(
         reliability: model name to the rows of `plots.reliability_rows`.
         confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`.
         lineage: what the page was made from, in the order to be shown: commit, data hash, versions, hardware, seed...
+        robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -76,6 +79,7 @@ def render_report(
         "learning": plots.learning_panels(histories),
         "statistics": plots.statistics_panels(histories),
         "reliability": plots.reliability_panels(arms, models),
+        "robustness": robustness_panels(robustness or {}),
         "confusion_svg": plots.confusion_figure(confusion, classes),
         "confusions": largest_confusions(confusion, classes),
         "num_classes": len(classes),
