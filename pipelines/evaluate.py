@@ -180,13 +180,14 @@ def write_figures(
     """Write the plot data of DVC and the report."""
     import numpy as np
 
-    from grpo_rm.datasets import read_dataset
+    from grpo_rm.datasets import read_dataset, read_split
     from grpo_rm.evaluation.calibration import reliability_bins
     from grpo_rm.evaluation.classification import confusion_counts, per_class_metrics
     from grpo_rm.evaluation.robustness import robustness_rows
     from pipelines.batches import PREPARED
+    from pipelines.examples import confused_images, worst_mistakes
     from pipelines.plots import confusion_rows, reliability_rows
-    from pipelines.report import write_report
+    from pipelines.report import largest_confusions, write_report
 
     dataset, plots = read_dataset(PREPARED), REPORTS / "plots"
     classes = dataset["classes"]
@@ -205,16 +206,20 @@ def write_figures(
         (plots / "robustness").mkdir(parents=True, exist_ok=True)  # for DVC, where there are none
         if answers:
             write_csv(plots / "robustness" / f"{name}.csv", robustness_rows(answers[name]))
-    candidate = tests[CANDIDATE]
+    candidate, images = tests[CANDIDATE], read_split(PREPARED, "test")
+    confusion = confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes))
+    cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
     write_report(
         REPORTS / "index.html",
         evaluation=evaluation,
         histories={name: read_numbers(REPORTS / "training" / f"{name}.csv") for name in MODELS},
         dataset=dataset,
         reliability=reliability,
-        confusion=confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes)),
+        confusion=confusion,
         lineage=lineage(config),
         robustness={name: robustness_rows(answer) for name, answer in answers.items()},
+        mistakes=worst_mistakes(candidate, images, classes),
+        confused=confused_images(candidate, images, classes, cells),
     )
 
 

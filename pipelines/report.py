@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import plots
+from pipelines.examples import Example
 from pipelines.metric_table import Verdict, compare_metrics, in_order, metric_table, natural
 from pipelines.robustness_plots import robustness_panels
 from pipelines.svg import SVG_NAMESPACE
@@ -45,6 +46,8 @@ def render_report(
     confusion: np.ndarray,
     lineage: Mapping[str, str],
     robustness: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    mistakes: Sequence[Example] = (),
+    confused: Mapping[tuple[str, str], Sequence[Example]] | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -56,6 +59,8 @@ def render_report(
         confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`.
         lineage: what the page was made from, in the order to be shown: commit, data hash, versions, hardware, seed...
         robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.
+        mistakes: images that the GRPO-RM model got wrong, the worst first.
+        confused: images of the largest confusions, by actual and predicted class.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -82,6 +87,8 @@ def render_report(
         "robustness": robustness_panels(robustness or {}),
         "confusion_svg": plots.confusion_figure(confusion, classes),
         "confusions": largest_confusions(confusion, classes),
+        "confused": confused or {},
+        "mistakes": mistakes,
         "num_classes": len(classes),
         "num_errors": int(confusion.sum() - np.trace(confusion)),
         "num_images": int(confusion.sum()),
