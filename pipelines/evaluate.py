@@ -1,7 +1,7 @@
 """Stage evaluate: the three models on the test images, the paired comparison of the two arms, the report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from grpo_rm.evaluation.resampling import MetricSums
     from grpo_rm.evaluation.robustness import Answers
     from grpo_rm.inference import Predictions
+    from pipelines.embedding_map import Point
     from pipelines.predictions import Outputs
 
 MODELS = {
@@ -220,7 +221,21 @@ def write_figures(
         robustness={name: robustness_rows(answer) for name, answer in answers.items()},
         mistakes=worst_mistakes(candidate, images, classes),
         confused=confused_images(candidate, images, classes, cells),
+        embedding_map=map_embeddings(tests, images.ids, classes, seed=config.seed),
     )
+
+
+def map_embeddings(
+    tests: Mapping[str, "Predictions"], ids: Sequence[str], classes: Sequence[str], *, seed: int
+) -> "dict[str, list[Point]]":
+    """Return where some test images lie before and after fine-tuning, for the report."""
+    from grpo_rm.evaluation.robustness import choose_images
+    from pipelines.embedding_map import MAX_IMAGES, map_points
+
+    chosen = choose_images(ids, limit=MAX_IMAGES, seed=seed)
+    embeddings = {name: tests[name].embeddings[chosen] for name in (REFERENCE, CANDIDATE)}
+    labels = tests[REFERENCE].labels[chosen].tolist()
+    return map_points(embeddings, [ids[row] for row in chosen], labels, classes, seed=seed)
 
 
 def lineage(config: Config) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import plots
+from pipelines.embedding_map import SIDE, Point, class_colors
 from pipelines.examples import Example
 from pipelines.metric_table import Verdict, compare_metrics, in_order, metric_table, natural
 from pipelines.robustness_plots import robustness_panels
@@ -48,6 +49,7 @@ def render_report(
     robustness: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     mistakes: Sequence[Example] = (),
     confused: Mapping[tuple[str, str], Sequence[Example]] | None = None,
+    embedding_map: Mapping[str, Sequence[Point]] | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -61,6 +63,7 @@ def render_report(
         robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.
         mistakes: images that the GRPO-RM model got wrong, the worst first.
         confused: images of the largest confusions, by actual and predicted class.
+        embedding_map: model name to the points of `map_points`.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -89,6 +92,10 @@ def render_report(
         "confusions": largest_confusions(confusion, classes),
         "confused": confused or {},
         "mistakes": mistakes,
+        "embedding_map": embedding_map or {},
+        "map_side": SIDE,
+        "colors": class_colors(len(classes)),
+        "classes": classes,
         "num_classes": len(classes),
         "num_errors": int(confusion.sum() - np.trace(confusion)),
         "num_images": int(confusion.sum()),
