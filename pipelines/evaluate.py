@@ -13,6 +13,7 @@ from pipelines.tables import read_numbers, write_csv
 from pipelines.tracking.runs import check_tracking, start_run
 
 if TYPE_CHECKING:
+    from grpo_rm.datasets import Split
     from grpo_rm.evaluation.comparison import Interval
     from grpo_rm.evaluation.inputs import FloatArray
     from grpo_rm.evaluation.measurement import Measurement
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from grpo_rm.evaluation.robustness import Answers
     from grpo_rm.inference import Predictions
     from pipelines.embedding_map import Point
+    from pipelines.neighbors import Neighborhood
     from pipelines.predictions import Outputs
 
 MODELS = {
@@ -222,6 +224,7 @@ def write_figures(
         mistakes=worst_mistakes(candidate, images, classes),
         confused=confused_images(candidate, images, classes, cells),
         embedding_map=map_embeddings(tests, images.ids, classes, seed=config.seed),
+        neighborhoods=find_neighbors(outputs, images, classes, seed=config.seed),
     )
 
 
@@ -236,6 +239,22 @@ def map_embeddings(
     embeddings = {name: tests[name].embeddings[chosen] for name in (REFERENCE, CANDIDATE)}
     labels = tests[REFERENCE].labels[chosen].tolist()
     return map_points(embeddings, [ids[row] for row in chosen], labels, classes, seed=seed)
+
+
+def find_neighbors(
+    outputs: Mapping[str, "Outputs"], test: "Split", classes: Sequence[str], *, seed: int
+) -> "list[Neighborhood]":
+    """Return some test images with their nearest training images before and after fine-tuning, for the report."""
+    from grpo_rm.datasets import read_split
+    from grpo_rm.evaluation.robustness import choose_images
+    from pipelines.batches import PREPARED
+    from pipelines.neighbors import NUM_IMAGES, find_neighborhoods
+
+    rows = choose_images(test.ids, limit=NUM_IMAGES, seed=seed)
+    embeddings = {
+        name: (outputs[name]["train"].embeddings, outputs[name]["test"].embeddings) for name in (REFERENCE, CANDIDATE)
+    }
+    return find_neighborhoods(embeddings, read_split(PREPARED, "train"), test, rows, classes)
 
 
 def lineage(config: Config) -> dict[str, str]:

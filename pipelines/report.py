@@ -13,6 +13,7 @@ from pipelines import plots
 from pipelines.embedding_map import SIDE, Point, class_colors
 from pipelines.examples import Example
 from pipelines.metric_table import Verdict, compare_metrics, in_order, metric_table, natural
+from pipelines.neighbors import Neighborhood
 from pipelines.robustness_plots import robustness_panels
 from pipelines.svg import SVG_NAMESPACE
 
@@ -50,6 +51,7 @@ def render_report(
     mistakes: Sequence[Example] = (),
     confused: Mapping[tuple[str, str], Sequence[Example]] | None = None,
     embedding_map: Mapping[str, Sequence[Point]] | None = None,
+    neighborhoods: Sequence[Neighborhood] = (),
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -64,6 +66,7 @@ def render_report(
         mistakes: images that the GRPO-RM model got wrong, the worst first.
         confused: images of the largest confusions, by actual and predicted class.
         embedding_map: model name to the points of `map_points`.
+        neighborhoods: test images with their nearest training images, by model.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -93,6 +96,7 @@ def render_report(
         "confused": confused or {},
         "mistakes": mistakes,
         "embedding_map": embedding_map or {},
+        "neighborhoods": neighborhoods,
         "map_side": SIDE,
         "colors": class_colors(len(classes)),
         "classes": classes,
