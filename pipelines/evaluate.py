@@ -212,6 +212,7 @@ def write_figures(
     candidate, images = tests[CANDIDATE], read_split(PREPARED, "test")
     confusion = confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes))
     cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
+    validation = REPORTS / "validation.json"
     write_report(
         REPORTS / "index.html",
         evaluation=evaluation,
@@ -225,6 +226,7 @@ def write_figures(
         confused=confused_images(candidate, images, classes, cells),
         embedding_map=map_embeddings(tests, images.ids, classes, seed=config.seed),
         neighborhoods=find_neighbors(outputs, images, classes, seed=config.seed),
+        validation=json.loads(validation.read_text(encoding="utf-8")) if validation.is_file() else None,
     )
 
 

@@ -52,6 +52,7 @@ def render_report(
     confused: Mapping[tuple[str, str], Sequence[Example]] | None = None,
     embedding_map: Mapping[str, Sequence[Point]] | None = None,
     neighborhoods: Sequence[Neighborhood] = (),
+    validation: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -67,6 +68,7 @@ def render_report(
         confused: images of the largest confusions, by actual and predicted class.
         embedding_map: model name to the points of `map_points`.
         neighborhoods: test images with their nearest training images, by model.
+        validation: the content of `reports/validation.json`; None: the page says that the data were not validated.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -97,6 +99,8 @@ def render_report(
         "mistakes": mistakes,
         "embedding_map": embedding_map or {},
         "neighborhoods": neighborhoods,
+        "validation": validation,
+        "failed": failed_expectations(validation or {}),
         "map_side": SIDE,
         "colors": class_colors(len(classes)),
         "classes": classes,
@@ -131,6 +135,12 @@ def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[dict[
         }
         for a, p in cells
     ]
+
+
+def failed_expectations(validation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what the data failed, critical expectations first, each in the order of `validation.json`."""
+    failed = [expectation for expectation in validation.get("expectations", ()) if not expectation["success"]]
+    return sorted(failed, key=lambda expectation: expectation["severity"] != "critical")
 
 
 def class_counts(dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_neighborhoods_are_of_the_rows_asked_for() -> None:
     embeddings = {"before": (vectors, vectors[[0, 2, 4, 6]]), "after": (vectors, vectors[[0, 3, 6, 9]])}
     found = find_neighborhoods(embeddings, train, test, [3, 1], ["a", "b", "c"])
     assert [n.query.id for n in found] == ["test 3", "test 1"] and found[1].query.label == "b"
-    first = {name: [pair[0] for pair in pairs][0] for name, pairs in found[0].nearest.items()}
+    first = {name: pairs[0][0] for name, pairs in found[0].nearest.items()}
     assert {name: picture.id for name, picture in first.items()} == {"before": "train 6", "after": "train 9"}
     assert first["before"].label == "a"
     pixels = Image.open(io.BytesIO(base64.b64decode(first["after"].image.partition(",")[2]))).convert("L")
