@@ -1,7 +1,7 @@
 """Stage evaluate: the three models on the test images, the paired comparison of the two arms, the report."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +13,12 @@ from pipelines.tables import read_numbers, write_csv
 from pipelines.tracking.runs import check_tracking, start_run
 
 if TYPE_CHECKING:
-    from grpo_rm.datasets import Split
     from grpo_rm.evaluation.comparison import Interval
     from grpo_rm.evaluation.inputs import FloatArray
     from grpo_rm.evaluation.measurement import Measurement
     from grpo_rm.evaluation.resampling import MetricSums
     from grpo_rm.evaluation.robustness import Answers
     from grpo_rm.inference import Predictions
-    from pipelines.embedding_map import Point
-    from pipelines.neighbors import Neighborhood
     from pipelines.predictions import Outputs
 
 MODELS = {
@@ -183,12 +180,12 @@ def write_figures(
     """Write the plot data of DVC and the report."""
     import numpy as np
 
-    from grpo_rm.datasets import read_dataset, read_split
+    from grpo_rm.datasets import read_dataset
     from grpo_rm.evaluation.calibration import reliability_bins
     from grpo_rm.evaluation.classification import confusion_counts, per_class_metrics
     from grpo_rm.evaluation.robustness import robustness_rows
     from pipelines.batches import PREPARED
-    from pipelines.examples import confused_images, worst_mistakes
+    from pipelines.pictures import report_pictures
     from pipelines.plots import confusion_rows, reliability_rows
     from pipelines.report import largest_confusions, write_report
 
@@ -209,7 +206,7 @@ def write_figures(
         (plots / "robustness").mkdir(parents=True, exist_ok=True)  # for DVC, where there are none
         if answers:
             write_csv(plots / "robustness" / f"{name}.csv", robustness_rows(answers[name]))
-    candidate, images = tests[CANDIDATE], read_split(PREPARED, "test")
+    candidate = tests[CANDIDATE]
     confusion = confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes))
     cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
     validation = REPORTS / "validation.json"
@@ -222,41 +219,9 @@ def write_figures(
         confusion=confusion,
         lineage=lineage(config),
         robustness={name: robustness_rows(answer) for name, answer in answers.items()},
-        mistakes=worst_mistakes(candidate, images, classes),
-        confused=confused_images(candidate, images, classes, cells),
-        embedding_map=map_embeddings(tests, images.ids, classes, seed=config.seed),
-        neighborhoods=find_neighbors(outputs, images, classes, seed=config.seed),
         validation=json.loads(validation.read_text(encoding="utf-8")) if validation.is_file() else None,
+        **report_pictures({name: outputs[name] for name in (REFERENCE, CANDIDATE)}, classes, cells, seed=config.seed),
     )
-
-
-def map_embeddings(
-    tests: Mapping[str, "Predictions"], ids: Sequence[str], classes: Sequence[str], *, seed: int
-) -> "dict[str, list[Point]]":
-    """Return where some test images lie before and after fine-tuning, for the report."""
-    from grpo_rm.evaluation.robustness import choose_images
-    from pipelines.embedding_map import MAX_IMAGES, map_points
-
-    chosen = choose_images(ids, limit=MAX_IMAGES, seed=seed)
-    embeddings = {name: tests[name].embeddings[chosen] for name in (REFERENCE, CANDIDATE)}
-    labels = tests[REFERENCE].labels[chosen].tolist()
-    return map_points(embeddings, [ids[row] for row in chosen], labels, classes, seed=seed)
-
-
-def find_neighbors(
-    outputs: Mapping[str, "Outputs"], test: "Split", classes: Sequence[str], *, seed: int
-) -> "list[Neighborhood]":
-    """Return some test images with their nearest training images before and after fine-tuning, for the report."""
-    from grpo_rm.datasets import read_split
-    from grpo_rm.evaluation.robustness import choose_images
-    from pipelines.batches import PREPARED
-    from pipelines.neighbors import NUM_IMAGES, find_neighborhoods
-
-    rows = choose_images(test.ids, limit=NUM_IMAGES, seed=seed)
-    embeddings = {
-        name: (outputs[name]["train"].embeddings, outputs[name]["test"].embeddings) for name in (REFERENCE, CANDIDATE)
-    }
-    return find_neighborhoods(embeddings, read_split(PREPARED, "train"), test, rows, classes)
 
 
 def lineage(config: Config) -> dict[str, str]:
