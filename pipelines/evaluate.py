@@ -203,8 +203,9 @@ def write_figures(
     from grpo_rm.evaluation.classification import confusion_counts, per_class_metrics
     from grpo_rm.evaluation.robustness import robustness_rows
     from pipelines.batches import PREPARED
+    from pipelines.pictures import report_pictures
     from pipelines.plots import confusion_rows, reliability_rows
-    from pipelines.report import write_report
+    from pipelines.report import largest_confusions, write_report
 
     dataset, plots = read_dataset(PREPARED), REPORTS / "plots"
     classes = dataset["classes"]
@@ -224,14 +225,20 @@ def write_figures(
         if answers:
             write_csv(plots / "robustness" / f"{name}.csv", robustness_rows(answers[name]))
     candidate = tests[CANDIDATE]
+    confusion = confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes))
+    cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
+    validation = REPORTS / "validation.json"
     write_report(
         REPORTS / "index.html",
         evaluation=evaluation,
         histories={name: read_numbers(REPORTS / "training" / f"{name}.csv") for name in MODELS},
         dataset=dataset,
         reliability=reliability,
-        confusion=confusion_counts(candidate.logits.argmax(axis=1), candidate.labels, len(classes)),
+        confusion=confusion,
         lineage=lineage(config),
+        robustness={name: robustness_rows(answer) for name, answer in answers.items()},
+        validation=json.loads(validation.read_text(encoding="utf-8")) if validation.is_file() else None,
+        **report_pictures({name: outputs[name] for name in (REFERENCE, CANDIDATE)}, classes, cells, seed=config.seed),
     )
 
 

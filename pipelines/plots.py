@@ -151,11 +151,7 @@ def curve_figure(
     def draw(axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for model, points in curves.items():
-            if points:
-                marker = MARKERS.get(model, "v") if len(points) <= MAX_MARKERS else ""
-                line = {"color": COLORS.get(model, OTHER_COLOR), "linestyle": DASHES.get(model, "-."), "marker": marker}
-                axes.plot(*zip(*points, strict=True), label=MODEL_NAMES.get(model, model), **line)
+        draw_curves(axes, curves)
         axes.set_xlabel("Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         if is_zero_based:
@@ -164,6 +160,15 @@ def curve_figure(
         _legend_above(axes)
 
     return render_svg(draw, name=name, title=title, size=(400, 270))
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Draw the points of each model as a line in its color and dashes; a model without points is left out."""
+    for model, points in curves.items():
+        if points:
+            marker = MARKERS.get(model, "v") if len(points) <= MAX_MARKERS else ""
+            line = {"color": COLORS.get(model, OTHER_COLOR), "linestyle": DASHES.get(model, "-."), "marker": marker}
+            axes.plot(*zip(*points, strict=True), label=MODEL_NAMES.get(model, model), **line)
 
 
 def reliability_panels(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from grpo_rm.evaluation.comparison import Interval, describe, shown
 from pipelines import plots
+from pipelines.embedding_map import SIDE, Point, class_colors
+from pipelines.examples import Example
+from pipelines.metric_table import Verdict, compare_metrics, in_order, metric_table, natural
+from pipelines.neighbors import Neighborhood
+from pipelines.robustness_plots import robustness_panels
 from pipelines.svg import SVG_NAMESPACE
 
 TEMPLATE = "report.html.j2"
@@ -20,48 +22,6 @@ MAX_CLASS_ROWS = 30
 MAX_CONFUSIONS = 8
 WORDS = ("better", "worse", "no difference shown")  # of `describe`
 NAMED_VERDICTS = ("accuracy", "knn", "linear_probe_top1", "nll")
-
-
-class Metric(NamedTuple):
-    """How a metric is called, which direction is better (None: neither), and is it a share told in percent."""
-
-    name: str
-    group: str
-    higher_is_better: bool | None
-    is_share: bool = False
-    short: str = ""
-
-
-METRICS = {
-    "accuracy": Metric("Accuracy", "Classification", True, True, "accuracy"),
-    "f1_macro": Metric("Macro F1", "Classification", True, True, "macro F1"),
-    "nll": Metric("NLL, nats", "Calibration", False, False, "NLL"),
-    "brier": Metric("Brier score", "Calibration", False),
-    "ece": Metric("ECE", "Calibration", False),
-    "temperature": Metric("Temperature", "Calibration", None),
-    "nll_calibrated": Metric("NLL, scaled, nats", "Calibration", False),
-    "brier_calibrated": Metric("Brier score, scaled", "Calibration", False),
-    "ece_calibrated": Metric("ECE, scaled", "Calibration", False),
-    "linear_probe_top1": Metric("Softmax regression (linear probe)", "Embedding", True, True, "softmax regression"),
-    "alignment": Metric("Alignment", "Embedding", False),
-    "uniformity": Metric("Uniformity", "Embedding", False),
-    "effective_rank": Metric("Effective rank", "Embedding", None),
-}
-KNN_NAME = re.compile(r"knn_top1_k(?P<k>\d+)_t(?P<t>[\d.]+)")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One compared metric: GRPO-RM minus the control, in words and as an interval."""
-
-    metric: Metric
-    word: str  # one of WORDS
-    bounds: str  # "+0.83 to +1.94 points"
-    difference: str
-    low: float
-    high: float
-    center: float
-    reach: float  # the interval lies in [-reach, reach]
 
 
 def write_report(path: Path | str, **content: Any) -> None:
@@ -87,16 +47,28 @@ def render_report(
     reliability: Mapping[str, Sequence[Mapping[str, Any]]],
     confusion: np.ndarray,
     lineage: Mapping[str, str],
+    robustness: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    mistakes: Sequence[Example] = (),
+    confused: Mapping[tuple[str, str], Sequence[Example]] | None = None,
+    embedding_map: Mapping[str, Sequence[Point]] | None = None,
+    neighborhoods: Sequence[Neighborhood] = (),
+    validation: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
     Args:
-        evaluation: the content of `reports/evaluation.json`: `models` and `comparison`.
+        evaluation: the content of `reports/evaluation.json`: `models`, `validation` and `comparison`.
         histories: model name to the rows of its learning curve; GRPO statistics are shown where they are.
         dataset: the content of `data/prepared/dataset.json`.
         reliability: model name to the rows of `plots.reliability_rows`.
         confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`.
         lineage: what the page was made from, in the order to be shown: commit, data hash, versions, hardware, seed...
+        robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.
+        mistakes: images that the GRPO-RM model got wrong, the worst first.
+        confused: images of the largest confusions, by actual and predicted class.
+        embedding_map: model name to the points of `map_points`.
+        neighborhoods: test images with their nearest training images, by model.
+        validation: the content of `reports/validation.json`; None: the page says that the data were not validated.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -115,13 +87,23 @@ def render_report(
         "verdicts": main_verdicts,
         "interval": next((value for value in comparison.values() if "confidence" in value), None),
         "mcnemar": comparison.get("mcnemar"),
-        "models": {name: plots.MODEL_NAMES.get(name, name) for name in _in_order(models)},
-        "groups": metric_table(models, verdicts),
+        "models": {name: plots.MODEL_NAMES.get(name, name) for name in in_order(models)},
+        "groups": metric_table(models, verdicts, evaluation.get("validation")),
         "learning": plots.learning_panels(histories),
         "statistics": plots.statistics_panels(histories),
         "reliability": plots.reliability_panels(arms, models),
+        "robustness": robustness_panels(robustness or {}),
         "confusion_svg": plots.confusion_figure(confusion, classes),
         "confusions": largest_confusions(confusion, classes),
+        "confused": confused or {},
+        "mistakes": mistakes,
+        "embedding_map": embedding_map or {},
+        "neighborhoods": neighborhoods,
+        "validation": validation,
+        "failed": failed_expectations(validation or {}),
+        "map_side": SIDE,
+        "colors": class_colors(len(classes)),
+        "classes": classes,
         "num_classes": len(classes),
         "num_errors": int(confusion.sum() - np.trace(confusion)),
         "num_images": int(confusion.sum()),
@@ -132,53 +114,10 @@ def render_report(
     return str(_template().render(context))
 
 
-def compare_metrics(comparison: Mapping[str, Mapping[str, Any]]) -> dict[str, Verdict]:
-    """Say for every compared metric which arm is better; metrics without a better direction are left out."""
-    verdicts = {}
-    for key, entry in comparison.items():
-        metric = metric_of(key)
-        if "low" not in entry or metric.higher_is_better is None:
-            continue
-        interval = shown(
-            Interval(**{field.name: entry[field.name] for field in fields(Interval) if field.name in entry})
-        )
-        text = describe(interval, higher_is_better=metric.higher_is_better, is_share=metric.is_share)
-        word, _, bounds = text.partition(" (")
-        difference = f"{100 * interval.difference:+.2f}" if metric.is_share else f"{interval.difference:+.4f}"
-        reach = 1.1 * max(abs(interval.low), abs(interval.high)) or 1.0
-        verdicts[key] = Verdict(
-            metric, word, bounds.rstrip(")"), difference, interval.low, interval.high, interval.difference, reach
-        )
-    return verdicts
-
-
 def group_by_word(verdicts: Sequence[Verdict]) -> list[tuple[str, list[Verdict]]]:
     """Group the verdicts of the headline: better first, then worse, then no difference shown; empty groups left out."""
     groups = [(word, [verdict for verdict in verdicts if verdict.word == word]) for word in WORDS]
     return [(word, members) for word, members in groups if members]
-
-
-def metric_of(key: str) -> Metric:
-    """Return how a metric of `evaluation.json` is shown; one that is not known is shown under its own name."""
-    if key in METRICS:
-        return METRICS[key]
-    if match := KNN_NAME.fullmatch(key):
-        return Metric(f"k-NN, k = {match['k']}, T = {match['t']}", "Embedding", True, True, "k-NN")
-    return Metric(key, "Other", None)
-
-
-def metric_table(
-    models: Mapping[str, Mapping[str, Any]], verdicts: Mapping[str, Verdict]
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Lay out all scalar metrics: groups of rows, one cell per model, the best of a row marked."""
-    keys = sorted({key for metrics in models.values() for key in metrics}, key=_position)
-    groups: dict[str, list[dict[str, Any]]] = {"Classification": [], "Embedding": [], "Calibration": [], "Other": []}
-    for key in keys:
-        metric, values = metric_of(key), {name: models[name].get(key) for name in _in_order(models)}
-        if any(isinstance(value, int | float) for value in values.values()):
-            cells = _cells(values, metric)
-            groups[metric.group].append({"key": key, "metric": metric, "cells": cells, "verdict": verdicts.get(key)})
-    return [(name, rows) for name, rows in groups.items() if rows]
 
 
 def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -198,6 +137,12 @@ def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[dict[
     ]
 
 
+def failed_expectations(validation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what the data failed, critical expectations first, each in the order of `validation.json`."""
+    failed = [expectation for expectation in validation.get("expectations", ()) if not expectation["success"]]
+    return sorted(failed, key=lambda expectation: expectation["severity"] != "critical")
+
+
 def class_counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Lay out the images per split and class; of many classes the rarest in the first split are listed."""
     splits, classes = list(dataset["counts"]), dataset["classes"]
@@ -209,53 +154,11 @@ def class_counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {"splits": splits, "rows": listed, "totals": totals, "spread": spread, "num_hidden": len(rows) - len(listed)}
 
 
-def _cells(values: Mapping[str, Any], metric: Metric) -> list[dict[str, Any]]:
-    """Show values as text. The best is found on the text, so that two equal texts are both marked or both not."""
-    texts = {name: _text(value, metric) for name, value in values.items()}
-    finite = {name: float(texts[name]) for name, value in values.items() if _is_finite(value)}
-    choose = max if metric.higher_is_better else min
-    best = choose(finite.values()) if finite and metric.higher_is_better is not None else None
-    return [
-        {"model": name, "value": values[name], "text": text, "is_best": best is not None and finite.get(name) == best}
-        for name, text in texts.items()
-    ]
-
-
-def _text(value: Any, metric: Metric) -> str:
-    if value is None:
-        return "–"
-    if not _is_finite(value):
-        return "NaN"
-    return f"{100 * value:.2f}" if metric.is_share else f"{value:.4f}"
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _main_metrics(verdicts: Mapping[str, Verdict]) -> list[str]:
     """The metrics of the headline that were compared; of several k-NN the one with the most neighbours."""
-    largest_knn = max((key for key in verdicts if KNN_NAME.fullmatch(key)), key=_natural, default="")
+    largest_knn = max((key for key in verdicts if key.startswith("knn_")), key=natural, default="")
     keys = [largest_knn if key == "knn" else key for key in NAMED_VERDICTS]
     return [key for key in keys if key in verdicts]
-
-
-def _position(key: str) -> tuple[float, list[tuple[int, str]]]:
-    """Sort metrics as in METRICS, k-NN before the other metrics of the embedding, unknown ones last."""
-    names = list(METRICS)
-    if key in METRICS:
-        return names.index(key), []
-    is_knn = KNN_NAME.fullmatch(key) is not None
-    return (names.index("linear_probe_top1") - 0.5 if is_knn else len(names)), _natural(key)
-
-
-def _in_order(models: Mapping[str, Any]) -> list[str]:
-    return [name for name in plots.MODEL_NAMES if name in models] + [n for n in models if n not in plots.MODEL_NAMES]
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Sort k10 before k100 and after k9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
 
 def _template() -> Any:

@@ -19,6 +19,7 @@ from grpo_rm.evaluation.calibration import (
 from grpo_rm.evaluation.classification import confusion_counts, f1_macro, per_image_accuracy
 from grpo_rm.evaluation.comparison import mcnemar, paired_bootstrap
 from pipelines import plots, report
+from pipelines.metric_table import compare_metrics, metric_table
 
 VOID = {"meta", "link", "br", "circle", "hr", "img"}
 CLASSES = [str(digit) for digit in range(10)]
@@ -208,7 +209,7 @@ def test_table_shows_the_numbers_given(page: str, content: dict[str, Any]) -> No
 
 
 def best_of(values: dict[str, float], key: str) -> list[str]:
-    groups = report.metric_table({name: {key: value} for name, value in values.items()}, {})
+    groups = metric_table({name: {key: value} for name, value in values.items()}, {})
     return [cell["model"] for cell in groups[0][1][0]["cells"] if cell["is_best"]]
 
 
@@ -227,7 +228,7 @@ def test_metrics_run_from_few_to_many_neighbours() -> None:
         "accuracy": 0.9,
         "my_metric": 1.0,
     }
-    groups = report.metric_table({"grpo_rm": metrics, "champion": {}}, {})
+    groups = metric_table({"grpo_rm": metrics, "champion": {}}, {})
     keys = [row["key"] for _, rows in groups for row in rows]
     knn = ["knn_top1_k9_t0.07", "knn_top1_k20_t0.07", "knn_top1_k100_t0.07"]
     assert keys == ["accuracy", *knn, "alignment", "my_metric"]
@@ -262,9 +263,7 @@ def test_headline_says_what_the_intervals_show(content: dict[str, Any]) -> None:
 
 def test_lower_nll_is_better() -> None:
     interval = {"difference": -0.02, "low": -0.03, "high": -0.01, "confidence": 0.95, "num_samples": 360}
-    words = {
-        key: verdict.word for key, verdict in report.compare_metrics({"nll": interval, "accuracy": interval}).items()
-    }
+    words = {key: verdict.word for key, verdict in compare_metrics({"nll": interval, "accuracy": interval}).items()}
     assert words == {"nll": "better", "accuracy": "worse"}
 
 
