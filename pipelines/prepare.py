@@ -22,7 +22,7 @@ from pipelines.preparation.dataset_summary import check_readable, is_usable, pri
 from pipelines.preparation.description import IMAGE_COLUMNS, MASK_COLUMNS, describe_rows
 from pipelines.preparation.replacement import replacing, sync
 from pipelines.preparation.shard_files import ChangedFileError, PlannedShard
-from pipelines.preparation.splits import assign_splits
+from pipelines.preparation.splits import FORMER, assign_splits
 from pipelines.preparation.workers import LostProcessError, map_in_processes
 from pipelines.sources.kinds import open_source
 from pipelines.sources.source import SPLITS, Source
@@ -34,7 +34,6 @@ Result = TypeVar("Result")
 CHUNK = 128  # images that a process describes at a time
 ROW_BYTES, MANIFEST_ROW_BYTES = 200, 400  # of a shard beside its files, and of the manifest: about, and rather more
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-FORMER_COLUMNS = ["id", "split", "label", "group", "sha256", "perceptual_hash", "near_duplicate_of", "decode_error"]
 LEFT_OUT_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
@@ -135,7 +134,7 @@ def read_former(output: Path, *, origin: str, split: dict[str, float]) -> pa.Tab
             told = ", ".join(f"{name} was {former.get(name)}" for name in changed)
             print(f"splits are made anew, as the earlier data had other settings: {told}")
             return None
-        return pq.read_table(output / "manifest.parquet", columns=FORMER_COLUMNS)
+        return pq.read_table(output / "manifest.parquet", columns=["id", *FORMER.names])
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:  # of another version, or damaged; Arrow's are ValueErrors

@@ -39,7 +39,7 @@ def validate(prepared: Path, reports: Path, expected: Expectations, *, report_on
     Raises:
         FileNotFoundError: The prepared data is not there.
     """
-    dataset = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))
+    dataset = _read_dataset(prepared)
     manifest = pq.read_table(_existing(prepared / "manifest.parquet"))
     left_out = pq.read_table(_existing(prepared / "left_out.parquet"))
     previous, comparison = _compare(prepared, dataset, manifest, expected)
@@ -95,6 +95,11 @@ def _compare(
     return previous, f"Compared with the version before (commit {previous.commit}): {images}."
 
 
+def _read_dataset(prepared: Path) -> dict[str, Any]:
+    dataset: dict[str, Any] = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))
+    return dataset
+
+
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found, it is written by the prepare stage: run `dvc repro prepare` first")
@@ -107,7 +112,7 @@ def check_source(prepared: Path, source: str) -> None:
     Raises:
         ValueError: `source`, the present `data.source`, is another.
     """
-    origin = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))["source"]
+    origin = _read_dataset(prepared)["source"]
     if origin != source:
         raise ValueError(
             f"{prepared} was made from {origin}, but data.source is {source}: run `dvc repro prepare` first"
@@ -120,8 +125,7 @@ def check_neighbors(prepared: Path, ks: Sequence[int]) -> None:
     Raises:
         ValueError: A k is larger than the number of training images.
     """
-    counts = json.loads(_existing(prepared / "dataset.json").read_text(encoding="utf-8"))["counts"]
-    num_train = sum(counts["train"].values())
+    num_train = sum(_read_dataset(prepared)["counts"]["train"].values())
     if max(ks) > num_train:
         raise ValueError(f"evaluate.knn_k is {list(ks)}, expected at most {num_train}, the number of training images")
 

@@ -10,19 +10,12 @@ import pandas as pd
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.execution_engine import ExecutionEngine, PandasExecutionEngine
 from great_expectations.expectations.expectation import ColumnAggregateExpectation
-from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 from great_expectations.expectations.metrics import ColumnAggregateMetricProvider
 from great_expectations.expectations.metrics.metric_provider import metric_value
-from great_expectations.render import (
-    CollapseContent,
-    LegacyDiagnosticRendererType,
-    RenderedStringTemplateContent,
-)
-from great_expectations.render.renderer.renderer import renderer
 from numpy.typing import NDArray
 
 from pipelines.validation.drift import count_in_bins, kolmogorov_smirnov, population_stability_index
-from pipelines.validation.expectations.rendering import SaysSeverity, render_text
+from pipelines.validation.expectations.rendering import InDataDocs
 
 PSI, KS = "column.population_stability_index", "column.kolmogorov_smirnov"
 MAX_CHANGES = 5
@@ -75,7 +68,7 @@ class ColumnKolmogorovSmirnov(ColumnAggregateMetricProvider):
         return {"distance": kolmogorov_smirnov(*versions), "means": _say_means(*versions), "changes": []}
 
 
-class ColumnDistance(SaysSeverity, ColumnAggregateExpectation):
+class ColumnDistance(InDataDocs, ColumnAggregateExpectation):
     """A distance between the two versions of a column is at most `max_value`.
 
     Attributes:
@@ -105,28 +98,13 @@ class ColumnDistance(SaysSeverity, ColumnAggregateExpectation):
         return {"success": distance <= self.max_value, "result": {"observed_value": distance, "details": details}}
 
     @classmethod
-    @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_STATEMENT)
-    def _diagnostic_unexpected_statement_renderer(
-        cls,
-        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
-        result: ExpectationValidationResult | None = None,
-        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-    ) -> list[RenderedStringTemplateContent | CollapseContent]:
-        assert result is not None
-        changes = [] if result.success else result.result["details"]["changes"]
-        lines = [render_text(f"{name}: {change}", css_class="line") for name, change in changes]
-        return [*super()._diagnostic_unexpected_statement_renderer(result=result), *lines]
+    def _observed(cls, result: ExpectationValidationResult) -> str:
+        return str(result.result["details"]["words"])
 
     @classmethod
-    @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
-    def _diagnostic_observed_value_renderer(
-        cls,
-        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
-        result: ExpectationValidationResult | None = None,
-        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-    ) -> str:
-        assert result is not None
-        return str(result.result["details"]["words"])
+    def _lines(cls, result: ExpectationValidationResult) -> list[str]:
+        changes = [] if result.success else result.result["details"]["changes"]
+        return [f"{name}: {change}" for name, change in changes]
 
 
 class ExpectColumnPsiToBeLessThan(ColumnDistance):

@@ -1,5 +1,6 @@
-"""What every expectation says in the Data Docs: how severe a failure is, and how to fix it."""
+"""What every expectation says in the Data Docs: how severe a failure is, what was observed, and how to fix it."""
 
+from abc import abstractmethod
 from typing import Any
 
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
@@ -10,8 +11,18 @@ from great_expectations.render.renderer.renderer import renderer
 from pipelines.validation.report import printable
 
 
-class SaysSeverity:
-    """Has the severity beside the status, and the fix below the expectation."""
+class InDataDocs:
+    """Has the severity beside the status, the fix below the expectation, and what a kind of expectation adds."""
+
+    @classmethod
+    @abstractmethod
+    def _observed(cls, result: ExpectationValidationResult) -> str:
+        """What was observed, beside the expectation."""
+
+    @classmethod
+    @abstractmethod
+    def _lines(cls, result: ExpectationValidationResult) -> list[str]:
+        """What is said below the fix."""
 
     @classmethod
     @renderer(renderer_type=LegacyDiagnosticRendererType.STATUS_ICON)
@@ -38,7 +49,20 @@ class SaysSeverity:
         assert result is not None
         assert result.expectation_config is not None
         when, css_class = ("where it fails", "line held") if result.success else ("fix", "line")
-        return [render_text(f"{when}: {result.expectation_config.notes}", css_class=css_class)]
+        fix = render_text(f"{when}: {result.expectation_config.notes}", css_class=css_class)
+        return [fix, *(render_text(line, css_class="line") for line in cls._lines(result))]
+
+    @classmethod
+    @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
+    def _diagnostic_observed_value_renderer(
+        cls,
+        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
+        result: ExpectationValidationResult | None = None,
+        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
+        **kwargs: Any,  # noqa: ARG003
+    ) -> str:
+        assert result is not None
+        return cls._observed(result)
 
 
 def render_text(text: str, *, css_class: str = "") -> RenderedStringTemplateContent:

@@ -15,7 +15,7 @@ from great_expectations.render import (
 )
 from great_expectations.render.renderer.renderer import renderer
 
-from pipelines.validation.expectations.rendering import SaysSeverity, render_template, render_text
+from pipelines.validation.expectations.rendering import InDataDocs, render_template, render_text
 from pipelines.validation.report import MAX_NAMED, say_cut
 
 OTHER_LABEL = ("same_image_with_other_label", "near_duplicate_with_other_label")
@@ -42,7 +42,7 @@ PLACEHOLDER_STYLE = {
 }
 
 
-class NamesRows(SaysSeverity):
+class NamesRows(InDataDocs):
     """Shows up to ten rows that are not as expected: the image where there is one, the id, and what was observed."""
 
     @classmethod
@@ -66,15 +66,7 @@ class NamesRows(SaysSeverity):
         return [RenderedTableContent(content_block_type="table", table=table, header_row=header)]
 
     @classmethod
-    @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
-    def _diagnostic_observed_value_renderer(
-        cls,
-        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
-        result: ExpectationValidationResult | None = None,
-        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-        **kwargs: Any,  # noqa: ARG003
-    ) -> str:
-        assert result is not None
+    def _observed(cls, result: ExpectationValidationResult) -> str:
         count, num_rows = result.result["unexpected_count"], result.result["element_count"]
         if count == num_rows:  # 100 % says nothing: where files were left out, each row is one of these
             return f"{count:,}"
@@ -82,17 +74,9 @@ class NamesRows(SaysSeverity):
         return f"{count:,} of {num_rows:,}{percent}"
 
     @classmethod
-    @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_STATEMENT)
-    def _diagnostic_unexpected_statement_renderer(
-        cls,
-        configuration: ExpectationConfiguration | None = None,  # noqa: ARG003
-        result: ExpectationValidationResult | None = None,
-        runtime_configuration: dict[str, Any] | None = None,  # noqa: ARG003
-    ) -> list[RenderedStringTemplateContent | CollapseContent]:
-        assert result is not None
+    def _lines(cls, result: ExpectationValidationResult) -> list[str]:
         cut = say_cut(result.result["unexpected_count"])
-        lines = [render_text(cut, css_class="line")] if cut else []
-        return [*super()._diagnostic_unexpected_statement_renderer(result=result), *lines]
+        return [cut] if cut else []
 
 
 class ExpectNamedValuesToBeUnique(NamesRows, gxe.ExpectColumnValuesToBeUnique):
