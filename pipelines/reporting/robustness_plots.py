@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.plots import Panel, draw_curves
-from pipelines.svg import render_svg
+from pipelines.reporting.figures import Panel, draw_curves
+from pipelines.reporting.svg import render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

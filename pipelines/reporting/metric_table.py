@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from grpo_rm.evaluation.comparison import Interval, describe, shown
 from grpo_rm.evaluation.corruptions import CORRUPTIONS
 from grpo_rm.evaluation.directions import is_higher_better
-from pipelines.plots import MODEL_NAMES
+from pipelines.reporting.figures import MODEL_NAMES
 
 ROBUSTNESS = "robustness"  # what is before the slash of a metric measured on corrupted images
 
