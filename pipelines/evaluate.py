@@ -245,7 +245,7 @@ def spread_of_seeds(evaluated: Mapping[str, Evaluated], config: Config) -> dict[
     from grpo_rm.evaluation.comparison import seed_spread
 
     candidates, controls = (of_seeds(evaluated, arm, config) for arm in (CANDIDATE, CONTROL))
-    spread = {}
+    spread: dict[str, dict[str, Any]] = {}
     for test_set, metrics in candidates[0].compared.items():
         of_candidates, of_controls = ([model.compared[test_set] for model in arm] for arm in (candidates, controls))
         spread |= {name: asdict(seed_spread(of_candidates, of_controls, name)) for name in metrics}

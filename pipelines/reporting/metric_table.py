@@ -101,7 +101,9 @@ def metric_of(key: str) -> Metric:
     """Return how a metric of `evaluation.json` is shown; one that is not known is shown under its own name."""
     place, _, last = key.rpartition("/")
     if place == ROBUSTNESS and last in CORRUPTIONS:  # the accuracy under one of them
-        return Metric(f"Accuracy, {last}", "Corrupted images", is_higher_better("accuracy"), True)
+        return Metric(
+            f"Accuracy, {'JPEG' if last == 'jpeg' else last}", "Corrupted images", is_higher_better("accuracy"), True
+        )
     known = _pattern_of(last)
     if known is None:
         return Metric(key, "Other", None)
