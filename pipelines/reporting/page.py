@@ -85,6 +85,7 @@ def render_page(
         )
     champion = registration.get("champion")
     models = evaluation["models"] | ({"champion": champion["metrics"]} if champion else {})
+    seed_spread = evaluation.get("seed_spread", {})
     declared = registration.get("comparison", {}).get("control", {})
     comparison = evaluation.get("comparison", {}) | declared
     verdicts = compare_metrics(comparison)
@@ -99,7 +100,8 @@ def render_page(
         "registration": registration,
         "declared": declared,
         "num_compared": len(verdicts),
-        "spread": seed_texts(evaluation.get("seed_spread", {})),
+        "spread": seed_texts(seed_spread),
+        "num_seeds": max((value["num_seeds"] for value in seed_spread.values()), default=0),
         "models": {name: figures.MODEL_NAMES.get(name, name) for name in in_order(models)},
         "groups": metric_table(models, verdicts, evaluation.get("validation")),
         "learning": figures.learning_panels(histories),
@@ -173,7 +175,7 @@ def seed_texts(spread: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     texts = {}
     for key, value in spread.items():
         scale, unit, digits = (100, " points", 2) if metric_of(key).is_share else (1, "", 4)
-        texts[key] = f"sd of {value['num_seeds']} seeds {scale * value['standard_deviation']:.{digits}f}{unit}"
+        texts[key] = f"sd of seeds {scale * value['standard_deviation']:.{digits}f}{unit}"
     return texts
 
 
