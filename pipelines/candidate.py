@@ -86,7 +86,8 @@ def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
     for name in table["split"].unique().to_pylist():
         rows = table.filter(pc.field("split") == name)
         embeddings, logits = (np.stack(rows[column].to_numpy()) for column in ("embedding", "logits"))
-        ids[name], outputs[name] = rows["id"].to_pylist(), Predictions(embeddings, logits, rows["label"].to_numpy())
+        labels = rows["label"].to_numpy().copy()  # torch warns of memory that is not to be written
+        ids[name], outputs[name] = rows["id"].to_pylist(), Predictions(embeddings, logits, labels)
     return ids, outputs
 
 
@@ -147,6 +148,8 @@ def _other_images(candidate: Candidate, config: Config) -> str | None:
         split = read_split(*place_of(name))
         if ids != list(split.ids) or not np.array_equal(candidate.outputs[name].labels, split.labels):
             return f"its predictions of {name} are of other images or labels than the prepared data have"
+        if not np.isfinite(candidate.outputs[name].logits).all():
+            return f"its predictions of {name} have NaN or infinite logits: it diverged"
     needed = {"val", "test", *config.evaluate.extra_sets} | ({"train"} if asks_for_encoder(config) else set())
     missing = needed - set(candidate.ids)
     if missing:
