@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from grpo_rm.datasets import Batch
-from grpo_rm.model import Model
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,14 @@ def best_device() -> torch.device:
 
 
 @torch.inference_mode()
-def predict(model: Model, batches: Iterable[Batch], *, device: torch.device) -> Predictions:
-    """Run the model in evaluation mode over all batches. Its mode is restored afterwards."""
+def predict(model: nn.Module, batches: Iterable[Batch], *, device: torch.device) -> Predictions:
+    """Run a model in evaluation mode over all batches. Its mode is restored afterwards.
+
+    Args:
+        model: From images (B, H, W, C) uint8 to embeddings (B, D) and logits (B, K), as a `Model`.
+        batches: Images and labels.
+        device: Where the model is.
+    """
     was_training = model.training
     model.eval()
     embeddings, logits, labels = [], [], []

@@ -13,6 +13,7 @@ from grpo_rm.transforms import decode, evaluation_view
 
 if TYPE_CHECKING:
     import onnxruntime
+    from PIL import Image
 
 BATCH_SIZE = 256
 SELF_TEST = "self_test.npz"  # beside the ONNX file
@@ -43,21 +44,20 @@ class OnnxModel:
     def logits(self, files: Sequence[bytes]) -> NDArray[np.float32]:
         """Return the logits (N, K) of N encoded images."""
         batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
-        return np.concatenate(
-            [
-                self.session.run(["logits"], {"images": np.stack([self._pixels(f) for f in batch])})[0]
-                for batch in batches
-            ]
-        )
+        return np.concatenate([self.answer(np.stack([self._pixels(f) for f in batch]))[1] for batch in batches])
+
+    def answer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return embeddings (N, D) and logits (N, K) of images (N, H, W, C) as `view` gives them."""
+        embeddings, logits = self.session.run(list(OUTPUTS), {"images": images})
+        return embeddings, logits
+
+    def view(self, image: "Image.Image") -> NDArray[np.uint8]:
+        """Return a decoded image as the model is given it."""
+        p = self.preprocessing
+        return evaluation_view(image, size=p["image_size"], crop_pct=p["crop_pct"], interpolation=p["interpolation"])
 
     def _pixels(self, file: bytes) -> NDArray[np.uint8]:
-        p = self.preprocessing
-        return evaluation_view(
-            decode(file, channels=p["channels"]),
-            size=p["image_size"],
-            crop_pct=p["crop_pct"],
-            interpolation=p["interpolation"],
-        )
+        return self.view(decode(file, channels=self.preprocessing["channels"]))
 
 
 def self_test(onnx: Path, stored: Path) -> None:

@@ -11,10 +11,8 @@ A person may move or delete an alias at any time, in the MLflow UI or by `python
 """
 
 import json
-import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from grpo_rm.config import load_config
 from pipelines import dvc_lock, model_card
@@ -25,37 +23,13 @@ from pipelines.tracking import aliases, registry
 from pipelines.tracking.runs import check_tracking, upload_pending
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from grpo_rm.config import Config
-    from grpo_rm.evaluation.comparison import Interval
-    from grpo_rm.evaluation.gate import Basis, Rival
-    from pipelines.onnx_model import OnnxModel
 
 ONNX = Path("models/onnx/encoder.onnx")
 WEIGHTS = Path("models/finetune/grpo_rm/model.safetensors")
 PREPARED = Path("data/prepared")
-PREDICTIONS = Path("reports/predictions/grpo_rm.parquet")
 RESULT = Path("reports/registration.json")
 BY = "stage register"
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the candidate said of the test images: ids (N), logits (N, K), labels (N,)."""
-
-    ids: list[str]
-    logits: "NDArray[Any]"
-    labels: "NDArray[Any]"
-    basis: "Basis"
-
-
-class Resampling(TypedDict):
-    """How intervals are made."""
-
-    num_resamples: int
-    confidence: float
-    seed: int
 
 
 def main() -> None:
@@ -73,7 +47,7 @@ def main() -> None:
 
 def register(config: "Config") -> dict[str, Any]:
     """Return the content of registration.json."""
-    from grpo_rm.evaluation.gate import beats
+    from pipelines.verdict import judge  # slow to import: torch
 
     evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
     dataset = json.loads((PREPARED / "dataset.json").read_text(encoding="utf-8"))
@@ -83,9 +57,8 @@ def register(config: "Config") -> dict[str, Any]:
     registered = registry.find_version(name, onnx_sha256, int8.get(registry.INT8_TAG))
     champion = aliases.see_champion(name)
     other = champion.version if champion.version != registered else None
-    answers = read_answers(dataset)
-    rival = meet_champion(name, other, answers, config) if other else None
-    gate = judge(evaluation, answers, rival, config)
+    verdict = judge(evaluation, dataset, name, other, config)
+    result = verdict.as_json()
     version = registered or registry.create_version(
         name,
         ONNX,
@@ -94,15 +67,15 @@ def register(config: "Config") -> dict[str, Any]:
         experiment=config.tracking.experiment,
     )
     tags = registry.tags_of(name, version)
-    describe(name, version, gate, evaluation, dataset, tags)
+    describe(name, version, result["gate"], evaluation, dataset, tags)
     place_challenger(name, version, is_new=registered is None)
     should_promote, promotion = decide_promotion(
         champion,
         version,
-        has_passed=gate["has_passed"],
+        has_passed=verdict.has_passed,
         was_champion=aliases.PROMOTED in tags,
         is_auto=config.register_.promote == "auto",
-        beats_champion=rival is not None and beats(rival, answers.basis),
+        beats_champion=verdict.beats_champion,
     )
     if should_promote:
         aliases.set_champion(name, version, replaced=champion.version, by=BY, reason=promotion)
@@ -111,49 +84,10 @@ def register(config: "Config") -> dict[str, Any]:
         "version": version,
         "aliases": aliases.aliases_of(name, version),
         "promotion": promotion,
-        "gate": gate,
+        **result,
         "onnx_sha256": onnx_sha256,
         "int8_sha256": int8.get(registry.INT8_TAG),
     }
-
-
-def judge(evaluation: dict[str, Any], answers: "Answers", champion: "Rival | None", config: "Config") -> dict[str, Any]:
-    """Return the gate's verdict and its clauses, as registration.json has them."""
-    from grpo_rm.evaluation.comparison import Interval, compare_metrics
-    from grpo_rm.evaluation.gate import Rival, decide
-    from grpo_rm.evaluation.metric_sums import constant_sums, head_sums
-
-    limits, compared = config.register_.gate, evaluation["comparison"]
-    intervals = {name: Interval(**entry) for name, entry in compared.items() if "low" in entry}
-    control = Rival("control", answers.basis, limits.min_gain_over_control, intervals)
-    own = {"f1_macro": head_sums(answers.logits, answers.labels)["f1_macro"]}
-    constant = {"f1_macro": constant_sums(answers.labels, answers.logits.shape[1])}
-    clauses = decide(
-        evaluation["models"]["grpo_rm"] | onnx_metrics(),
-        answers.basis,
-        thresholds=limits.thresholds,
-        over_constant=compare_metrics([own], [constant], **resampling(config))["f1_macro"],
-        rivals=[control, champion] if champion else [control],
-    )
-    return {
-        "has_passed": all(clause.has_passed for clause in clauses),
-        "clauses": [asdict(clause) for clause in clauses],
-    }
-
-
-def resampling(config: "Config") -> "Resampling":
-    """Return how intervals are made, the same in stage evaluate."""
-    return {
-        "num_resamples": config.evaluate.bootstrap_resamples,
-        "confidence": config.evaluate.confidence,
-        "seed": config.seed,
-    }
-
-
-def onnx_metrics() -> dict[str, float]:
-    """Return what the gate may ask of the file: its size, and the time of one image on the CPU that exported it."""
-    exported = json.loads(Path("reports/export.json").read_text(encoding="utf-8"))
-    return {"onnx/size_mb": ONNX.stat().st_size / 1e6, "onnx/latency_ms": exported["latency_ms"]["1"]["onnxruntime"]}
 
 
 def describe(
@@ -211,61 +145,6 @@ def decide_promotion(
     if beats_champion:
         return True, f"it is the champion, because it beats version {champion.version} (register.promote: auto)"
     return False, f"{stays}, which it does not beat (register.promote: auto)"
-
-
-def read_answers(dataset: dict[str, Any]) -> "Answers":
-    """Read what the candidate said of the test images.
-
-    Args:
-        dataset: The content of dataset.json.
-    """
-    import numpy as np
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from grpo_rm.evaluation.gate import Basis
-
-    table = pq.read_table(PREDICTIONS, filters=pc.field("split") != "val")
-    sizes = {row["values"]: row["counts"] for row in table["split"].value_counts().to_pylist()}  # test and extra sets
-    table = table.filter(pc.field("split") == "test")
-    basis = Basis(dataset["classes"], dataset["split"], {"": sizes.pop("test"), **sizes})
-    return Answers(table["id"].to_pylist(), np.stack(table["logits"].to_pylist()), table["label"].to_numpy(), basis)
-
-
-def meet_champion(name: str, version: str, answers: "Answers", config: "Config") -> "Rival":
-    """Run the champion on the test images, and compare what the gate asks for and a head is measured by.
-
-    That is not fair or not possible where the champion has other classes, or was made with another split, so that it
-    may have been trained on these images; or a person made champion what is no file of ours. The gate then says so.
-    """
-    from grpo_rm.evaluation.gate import Basis, Rival
-    from pipelines.onnx_model import OnnxModel
-
-    min_gain = config.register_.gate.min_gain_over_champion
-    try:
-        with registry.downloaded(name, version) as directory:
-            model = OnnxModel(directory / registry.ONNX_FILE)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"warning: the champion cannot be compared with: {error}", file=sys.stderr)
-        return Rival("champion", None, min_gain)
-    basis = Basis(model.classes, model.training.get("split"), answers.basis.num_images)
-    if basis != answers.basis:
-        return Rival("champion", basis, min_gain)
-    return Rival("champion", basis, min_gain, compare_heads(answers, model, config))
-
-
-def compare_heads(answers: "Answers", champion: "OnnxModel", config: "Config") -> "dict[str, Interval]":
-    """Return candidate minus champion on the test images, for every metric that follows from logits."""
-    from grpo_rm.datasets import read_split
-    from grpo_rm.evaluation.comparison import compare_metrics
-    from grpo_rm.evaluation.metric_sums import classifier_sums
-
-    test = read_split(PREPARED, "test")
-    assert answers.ids == list(test.ids)
-    candidate, rival = (
-        classifier_sums(logits, answers.labels) for logits in (answers.logits, champion.logits(test.files))
-    )
-    return compare_metrics([candidate], [rival], **resampling(config))
 
 
 def origin_tags(onnx_sha256: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 
 HIGHER_IS_BETTER = (
     "accuracy",
+    "accuracy_without_copies",  # of an extra set
     "top5_accuracy",
     "f1_macro",
     "worst_class_accuracy",
@@ -29,6 +30,7 @@ LOWER_IS_BETTER = (
     "size_mb",
     "latency_ms",
 )
+CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelation")  # as in `corruptions`, without numpy
 
 
 def is_higher_better(metric: str) -> bool:
@@ -36,12 +38,14 @@ def is_higher_better(metric: str) -> bool:
 
     Args:
         metric: As evaluation.json has it. What is before the last slash is where it was measured, such as in
-            `robustness/mce` or `onnx/size_mb`, and does not matter.
+            `robustness/mce` or `onnx/size_mb`, and does not matter; but `robustness/noise` is an accuracy.
 
     Raises:
         ValueError: The metric is not known, or neither direction of it is better, such as of `temperature`.
     """
-    name = metric.rpartition("/")[2]
+    place, _, name = metric.rpartition("/")
+    if place == "robustness" and name in CORRUPTIONS:
+        return True
     if any(_is_meant(known, name) for known in HIGHER_IS_BETTER):
         return True
     if any(_is_meant(known, name) for known in LOWER_IS_BETTER):

@@ -1,7 +1,7 @@
 """All metrics of one model, and the scores of each test image that a paired comparison needs."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ from grpo_rm.evaluation.retrieval import retrieve
 from grpo_rm.inference import Predictions
 
 Scores = npt.NDArray[np.float64]  # (N,), one value per test image
+
+# what the names of metrics begin with that follow from embeddings
+EMBEDDING_METRICS = ("knn_", "linear_probe_", "retrieval_", "alignment", "uniformity", "effective_rank")
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,41 @@ def measure(
         costs: (K, K), a row per true class, a column per predicted one.
         groups: Of each test image, "" for none.
     """
+    classifier = measure_classifier(val, test, costs=costs, groups=groups)
+    encoder = measure_encoder(train, val, test, ks=ks, knn_temperature=knn_temperature)
+    return Measurement(classifier.metrics | encoder.metrics, classifier.scores | encoder.scores)
+
+
+def measure_classifier(
+    val: Predictions, test: Predictions, *, costs: FloatArray | None = None, groups: Sequence[str] | None = None
+) -> Measurement:
+    """Measure what follows from logits: all of `measure` but `EMBEDDING_METRICS`. Arguments are the same."""
     temperature = fit_temperature(val.logits, val.labels)
     calibrated = test.logits / np.float32(temperature)
-    scores = _head_scores(test, calibrated) | _embedding_scores(train, val, test, ks, knn_temperature)
+    scores = _head_scores(test, calibrated)
     if costs is not None:
         scores |= _cost_scores(test, calibrated, costs)
     metrics = {
-        **{name: float(values.mean()) for name, values in scores.items()},
+        **_means(scores),
         **_split_metrics(test, groups),
         "ece": expected_calibration_error(test.logits, test.labels),
         "temperature": temperature,
         "ece_calibrated": expected_calibration_error(calibrated, test.labels),
     }
     return Measurement(metrics, scores)
+
+
+def measure_encoder(
+    train: Predictions, val: Predictions, test: Predictions, *, ks: Sequence[int], knn_temperature: float
+) -> Measurement:
+    """Measure what follows from embeddings: the `EMBEDDING_METRICS` of `measure`. Arguments are the same."""
+    scores = _embedding_scores(train, val, test, ks, knn_temperature)
+    return Measurement(_means(scores) | _geometry(test), scores)
+
+
+def is_of_encoder(metric: str) -> bool:
+    """Whether a metric follows from embeddings: one of `measure_encoder`."""
+    return metric.startswith(EMBEDDING_METRICS)
 
 
 def measure_head(predictions: Predictions) -> dict[str, float]:
@@ -134,16 +159,25 @@ def _embedding_scores(
 
 def _split_metrics(test: Predictions, groups: Sequence[str] | None) -> dict[str, float]:
     """Return the metrics that are of the split as a whole."""
-    embeddings, labels = torch.from_numpy(test.embeddings), torch.from_numpy(test.labels)
     metrics = {
         "f1_macro": classification.f1_macro(test.logits, test.labels),
         "worst_class_accuracy": classification.worst_class_accuracy(test.logits, test.labels),
+    }
+    worst = classification.worst_group_accuracy(test.logits, test.labels, groups) if groups is not None else None
+    return metrics if worst is None else metrics | {"worst_group_accuracy": worst}
+
+
+def _geometry(test: Predictions) -> dict[str, float]:
+    embeddings, labels = torch.from_numpy(test.embeddings), torch.from_numpy(test.labels)
+    return {
         "alignment": alignment(embeddings, labels),
         "uniformity": uniformity(embeddings),
         "effective_rank": effective_rank(embeddings),
     }
-    worst = classification.worst_group_accuracy(test.logits, test.labels, groups) if groups is not None else None
-    return metrics if worst is None else metrics | {"worst_group_accuracy": worst}
+
+
+def _means(scores: Mapping[str, Scores]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in scores.items()}
 
 
 def _is_right(predicted: npt.NDArray[np.int64], test: Predictions) -> Scores:

@@ -1,5 +1,6 @@
 """Metrics of a head that are no means over images, as functions of sums over images: a resample measures them anew."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,12 +102,35 @@ def worst_class_accuracy_sums(predictions: IntArray, labels: IntArray, num_class
         ValueError: see `inputs.check_labels`.
     """
     right, labeled, _ = _counts(predictions, labels, num_classes)
+    return _worst_sums(right, labeled)
+
+
+def worst_group_accuracy_sums(predictions: IntArray, labels: IntArray, groups: Sequence[str]) -> MetricSums | None:
+    """Return the lowest accuracy of a group, among the groups that a resample has; None where no image has a group.
+
+    Args:
+        predictions: (N,) class indices.
+        labels: (N,) class indices.
+        groups: N names; an image of "" has no group and does not count.
+    """
+    from scipy.sparse import csr_array
+
+    names, places = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
+    images, shape = np.arange(len(places)), (len(names), len(places))
+    in_group = csr_array((np.ones(len(places)), (places, images)), shape=shape)[names != ""]
+    right = csr_array(((predictions == labels).astype(np.float64), (places, images)), shape=shape)[names != ""]
+    return _worst_sums(right, in_group) if in_group.shape[0] else None
+
+
+def _worst_sums(right: Any, present: Any) -> MetricSums:
+    """Return the lowest share of right images of a class or group, of (K, N) sparse ones."""
+    num_parts = right.shape[0]
 
     def finish(sums: Sums) -> Sums:
-        hits, totals = sums[:num_classes], sums[num_classes:]
-        return np.asarray(np.where(totals > 0, hits / np.maximum(totals, 1), np.inf).min(axis=0))
+        hits, totals = sums[:num_parts], sums[num_parts:]
+        return np.asarray(np.where(totals > 0, hits / np.maximum(totals, 1), 1.0).min(axis=0))  # 1: lowers none
 
-    return MetricSums(_stack(right, labeled), finish)
+    return MetricSums(_stack(right, present), finish)
 
 
 def ece_sums(logits: FloatArray, labels: IntArray) -> MetricSums:

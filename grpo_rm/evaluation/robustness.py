@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo_rm.datasets import Batch
 from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from grpo_rm.evaluation.inputs import check_logits
 from grpo_rm.inference import predict
-from grpo_rm.model import Model
 
 Answers = NDArray[np.bool_]  # (corruptions, strengths, images) in the order of CORRUPTIONS and STRENGTHS: is it right?
 
@@ -31,14 +30,14 @@ def choose_images(ids: Sequence[str], *, limit: int, seed: int) -> list[int]:
 
 
 def corrupted_answers(
-    models: Mapping[str, Model], batches: Iterable[Batch], ids: Sequence[str], *, seed: int, device: torch.device
+    models: Mapping[str, nn.Module], batches: Iterable[Batch], ids: Sequence[str], *, seed: int, device: torch.device
 ) -> dict[str, Answers]:
     """Tell which corrupted images each model classifies rightly.
 
     Models that are given the same images are measured together: to corrupt them takes as long as a small model does.
 
     Args:
-        models: By name, on the device.
+        models: By name, on the device; see `predict`.
         batches: Images (B, H, W, C) uint8 as these models are given them, and labels (B,). They are read once.
         ids: Of all these images, in their order.
         seed: Of the noise.
@@ -61,7 +60,7 @@ def corrupted_answers(
 
 
 def _answers_of_batch(
-    models: Mapping[str, Model], batch: Batch, ids: Sequence[str], *, seed: int, device: torch.device
+    models: Mapping[str, nn.Module], batch: Batch, ids: Sequence[str], *, seed: int, device: torch.device
 ) -> dict[str, Answers]:
     images, labels = batch
     answers = {name: np.zeros((len(CORRUPTIONS), len(STRENGTHS), len(ids)), np.bool_) for name in models}

@@ -19,9 +19,9 @@ from grpo_rm.datasets import read_dataset, read_ids
 from grpo_rm.inference import Predictions
 from grpo_rm.model import Model, ModelConfig
 from pipelines import extra_sets, prepare
+from pipelines.candidate import read_candidate
 from pipelines.evaluate import MODELS, evaluate
 from pipelines.extra_results import ExtraSet, extra_metrics, read_extra_sets
-from pipelines.register import read_answers
 from pipelines.tables import write_csv
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
@@ -180,7 +180,7 @@ def test_accuracy_without_copies():
 
 @pytest.mark.usefixtures("here")
 def test_the_arms_are_compared_on_each_set_and_the_gate_knows_its_size(evaluated):
-    sizes = read_answers(read_dataset(Path("data/prepared"))).basis.num_images
+    sizes = read_candidate(read_dataset(Path("data/prepared"))).basis.num_images
     models, compared = evaluated["models"], evaluated["comparison"]
     assert sizes == {"": len(read_ids(Path("data/prepared"), "test")), "sketch": 10, "leaky": 8, "known": 3}
     for name in ("sketch", "leaky", "known"):

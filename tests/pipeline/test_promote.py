@@ -60,8 +60,13 @@ def client(base, tmp_path, monkeypatch):
     return mlflow.MlflowClient()
 
 
-def register_candidate(note: str | None = None, *, accuracy: float | None = None, auto: bool = False) -> dict:
-    """Run stage register; with a note, the candidate is another file than before, which answers the same."""
+def register_candidate(
+    note: str | None = None, *, accuracy: float | None = None, least: float = 0.9, auto: bool = False
+) -> dict:
+    """Run stage register; with a note, the candidate is another file than before, which answers the same.
+
+    The gate asks for the accuracy `least`. Another `accuracy` is what evaluation.json says.
+    """
     if note:
         model = onnx.load(ONNX)
         onnx.helper.set_model_props(model, {p.key: p.value for p in model.metadata_props} | {"note": note})
@@ -73,7 +78,8 @@ def register_candidate(note: str | None = None, *, accuracy: float | None = None
         Path("reports/evaluation.json").unlink()
         Path("reports/evaluation.json").write_text(json.dumps(evaluation))
     config = load_config()
-    settings = config.register_.model_copy(update={"promote": "auto" if auto else "manual"})
+    gate = config.register_.gate.model_copy(update={"thresholds": {"accuracy": least}})
+    settings = config.register_.model_copy(update={"promote": "auto" if auto else "manual", "gate": gate})
     return register(config.model_copy(update={"register_": settings}))
 
 
@@ -127,7 +133,7 @@ def test_promotion_and_rollback(client):
 
 
 def test_a_failed_gate_takes_force_and_a_reason(client, monkeypatch, capsys):
-    assert register_candidate("weak", accuracy=0.5)["version"] == "3"
+    assert register_candidate("weak", least=1.1)["version"] == "3"
     with pytest.raises(ValueError, match=r"gate of version 3 failed \(accuracy\), expected passed.*--force --reason"):
         promote()
     with pytest.raises(ValueError, match="a forced promotion without a reason"):
@@ -258,8 +264,8 @@ def test_what_a_person_wrote_stays(client):
     text = client.get_model_version(NAME, "2").description
     assert text.startswith("Gate passed.")
     client.update_model_version(NAME, "2", f"{text}\n\nSeen by Ada.")
-    register_candidate(accuracy=0.5)
-    register_candidate()
+    register_candidate(least=1.1)
+    register_candidate(least=1.2)
     assert client.get_registered_model(NAME).description == "our digits"
     text = client.get_model_version(NAME, "2").description
     assert text.startswith("Gate failed.")

@@ -102,7 +102,7 @@ def test_a_version_explains_itself(workspace):
 
     tags = said["tags"]
     gate = {key: value for key, value in tags.items() if key.partition(".")[0] == "gate"}
-    clauses = ("gate", "gate.accuracy", "gate.constant", "gate.control.accuracy")
+    clauses = ("gate", "gate.accuracy", "gate.candidate", "gate.constant", "gate.control.accuracy", "gate.metrics")
     assert gate == dict.fromkeys(clauses, "passed")
     assert (tags["git.dirty"], tags["promotion.by"]) == ("false", "stage register")
     lock = yaml.safe_load((workspace.root / "dvc.lock").read_text())["stages"]
@@ -141,12 +141,16 @@ def test_a_candidate_against_a_champion(in_workspace):
     workspace.succeed("dvc", "repro")
     result = json.loads((workspace.root / "reports/registration.json").read_text())
     assert [clause["name"] for clause in result["gate"]["clauses"]] == [
+        "candidate",
+        "metrics",
         "accuracy",
         "constant",
         "control.accuracy",
         "champion.accuracy",
     ]
     second = result["version"]
+    assert result["champion"]["version"] == first and result["champion"]["metrics"]["accuracy"] > 0.5
+    assert set(result["comparison"]["control"]) == set(result["comparison"]["champion"]) == {"accuracy"}
     assert registry()["aliases"] == {"challenger": second, "champion": first}
     assert f"champion stays version {first}" in result["promotion"]
 
@@ -165,17 +169,17 @@ def test_a_candidate_against_a_champion(in_workspace):
     change(workspace, "reports/evaluation.json", lambda value: value["models"]["grpo_rm"].update(accuracy=math.nan))
     result = register_again()
     assert not result["gate"]["has_passed"]
-    assert "accuracy nan, expected at least 0.9" in result["gate"]["clauses"][0]["reason"]
+    assert "accuracy nan, expected at least 0.9" in result["gate"]["clauses"][2]["reason"]
     assert "because the gate failed" in result["promotion"]
     assert registry()["aliases"]["champion"] == first
     workspace.succeed("dvc", "checkout", "--quiet", "--force", "reports/evaluation.json")
 
     for key, value in (("classes", list("9876543210")), ("split", {"seed": 1})):
         change(workspace, "data/prepared/dataset.json", lambda described, new={key: value}: described.update(new))
-        clause = register_again()["gate"]["clauses"][-1]
-        assert not clause["has_passed"]
-        assert "accuracy cannot be compared with the champion's on these test images: it" in clause["reason"]
-        assert {"classes": "knows other classes", "split": "had another split"}[key] in clause["reason"]
+        clauses = register_again()["gate"]["clauses"]
+        assert [clauses[place]["has_passed"] for place in (0, -1)] == [False, False]
+        assert {"classes": "it knows other classes", "split": "another split"}[key] in clauses[0]["reason"]
+        assert "accuracy cannot be compared with the champion's on these test images: it" in clauses[-1]["reason"]
         workspace.succeed("dvc", "checkout", "--quiet", "--force", "data/prepared")
 
     workspace.succeed("git", "checkout", "--quiet", ".")  # back to the first model: restored, but registered anew

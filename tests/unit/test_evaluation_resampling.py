@@ -6,12 +6,14 @@ from scipy.stats import permutation_test
 from sklearn.metrics import f1_score, recall_score
 
 from grpo_rm.evaluation.calibration import expected_calibration_error, per_image_brier, per_image_nll
+from grpo_rm.evaluation.classification import worst_group_accuracy
 from grpo_rm.evaluation.metric_sums import (
     classifier_sums,
     constant_sums,
     ece_sums,
     f1_macro_sums,
     worst_class_accuracy_sums,
+    worst_group_accuracy_sums,
 )
 from grpo_rm.evaluation.resampling import bootstrap_differences, mean_sums, swapped_differences
 
@@ -81,6 +83,28 @@ def test_bootstrap_naive_reference():
         }
         for name, (candidate, control) in expected.items():
             assert drawn[name][0, index] == pytest.approx(candidate - control, abs=1e-6), name
+
+
+def test_the_worst_group_on_resamples_that_may_lack_groups():
+    (one, labels), (other, _) = answers(25), answers(25, seed=1)
+    groups = np.array([["a", "b", ""][row % 3] for row in range(25)])
+    pair = [worst_group_accuracy_sums(logits.argmax(axis=1), labels, groups) for logits in (one, other)]
+    assert [sums.value for sums in pair] == [worst_group_accuracy(logits, labels, groups) for logits in (one, other)]
+    models = [[{"worst": sums}] for sums in pair]
+    drawn = bootstrap_differences(*models, num_resamples=40, seed=5)["worst"][0]
+    rng = np.random.default_rng(5)
+    for difference in drawn:
+        rows = rng.integers(0, 25, 25)
+        expected = [worst_group_accuracy(logits[rows], labels[rows], groups[rows]) for logits in (one, other)]
+        assert difference == pytest.approx(expected[0] - expected[1])
+
+
+def test_no_group_has_no_worst_one():
+    labels = np.array([0, 1])
+    assert worst_group_accuracy_sums(labels, labels, ["", ""]) is None
+    rare = worst_group_accuracy_sums(labels, labels, ["a", ""])
+    absent = bootstrap_differences([{"worst": rare}], [{"worst": rare}], num_resamples=50, seed=0)["worst"]
+    assert (absent == 0).all()  # also of the resamples without an image of the group
 
 
 def test_blocks_change_nothing_in_the_bootstrap(monkeypatch):

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from grpo_rm.evaluation import corruptions
 from grpo_rm.evaluation.comparison import Interval, compare_metrics
-from grpo_rm.evaluation.directions import HIGHER_IS_BETTER, LOWER_IS_BETTER, is_higher_better
+from grpo_rm.evaluation.directions import CORRUPTIONS, HIGHER_IS_BETTER, LOWER_IS_BETTER, is_higher_better
 from grpo_rm.evaluation.gate import Basis, Rival, beats, decide
 from grpo_rm.evaluation.metric_sums import classifier_sums, constant_sums
 
@@ -237,6 +238,8 @@ def test_a_constant_predictor_never_passes(ninety_of_a_hundred):
         ("accuracy", True),
         ("knn_top1_k20_t0.07", True),
         ("extra/sketch/f1_macro", True),
+        ("sketch/accuracy_without_copies", True),
+        *((f"robustness/{name}", True) for name in corruptions.CORRUPTIONS),
         ("robustness/mce", False),
         ("onnx/latency_ms", False),
         ("ece_calibrated", False),
@@ -246,10 +249,27 @@ def test_directions(name, expected):
     assert is_higher_better(name) is expected
 
 
-@pytest.mark.parametrize("name", ["", "accuracy/", "knn_top1_k20", "knn_top1_kx_t0.07", "effective_rank", "Accuracy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "accuracy/",
+        "noise",
+        "sketch/noise",
+        "robustness/fog",
+        "knn_top1_k20",
+        "knn_top1_kx_t0.07",
+        "effective_rank",
+        "Accuracy",
+    ],
+)
 def test_what_has_no_direction(name):
     with pytest.raises(ValueError, match="unknown metric"):
         is_higher_better(name)
+
+
+def test_the_corruptions_are_those_that_are_measured():
+    assert tuple(corruptions.CORRUPTIONS) == CORRUPTIONS
 
 
 def test_no_metric_has_two_directions():

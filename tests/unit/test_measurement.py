@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grpo_rm.evaluation.measurement import measure
+from grpo_rm.evaluation.measurement import is_of_encoder, measure, measure_classifier, measure_encoder
 from grpo_rm.inference import Predictions
 
 METRICS = {
@@ -68,6 +68,16 @@ def test_names_are_those_of_the_contract(result):
     assert set(measurement.metrics) == METRICS
     assert set(measurement.scores) == SCORES
     assert all(type(value) is float and np.isfinite(value) for value in measurement.metrics.values())
+
+
+def test_head_and_encoder_are_measured_by_themselves(result):
+    measurement, (train, val, test) = result
+    classifier = measure_classifier(val, test)
+    encoder = measure_encoder(train, val, test, ks=[10, 20], knn_temperature=0.07)
+    assert classifier.metrics | encoder.metrics == measurement.metrics
+    assert set(classifier.scores) | set(encoder.scores) == SCORES
+    assert {name for name in METRICS if is_of_encoder(name)} == set(encoder.metrics)
+    assert not set(encoder.metrics) & set(classifier.metrics)
 
 
 def test_names_of_neighbors_follow_k_and_temperature():

@@ -1,0 +1,215 @@
+"""The candidate as stage evaluate has left it: what it said of all images, and whether that can be believed.
+
+The gate judges numbers in files, and files can be changed, mixed up or left over from another run. So nothing is taken
+at its word that can be looked up: the ONNX file says what data and split it was trained on, the prepared data say which
+images and labels there are, the ONNX file answers some of the images again, and the metrics that the gate asks for are
+measured anew from the stored predictions.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from grpo_rm.config import Config
+from grpo_rm.datasets import read_split
+from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
+from grpo_rm.evaluation.gate import Basis, Clause
+from grpo_rm.evaluation.measurement import is_of_encoder
+from grpo_rm.evaluation.robustness import Answers, choose_images
+from grpo_rm.inference import Predictions
+from pipelines.batches import PREPARED
+from pipelines.extra_results import ExtraSet
+from pipelines.lineage import data_hash
+from pipelines.measurements import ROBUSTNESS, TEST, Measured, measure_corrupted, measure_outputs
+from pipelines.onnx_model import OnnxModel
+from pipelines.predictions import Outputs, place_of
+
+ONNX = Path("models/onnx/encoder.onnx")
+PREDICTIONS = Path("reports/predictions")
+NAME, REFERENCE = "grpo_rm", "pretrain"
+
+CHECKED_IMAGES = 32  # test images that the ONNX file answers again
+ROUNDING = 0.02  # of the largest logit: a GPU multiplies with 10 bits (TF32), the ONNX file with 23
+# how far a metric measured again may be off: neighbors and probe may come out otherwise for an image on another machine
+EMBEDDING_TOLERANCE, TOLERANCE = 0.01, 1e-5
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """What a model and the pretrained one said of corrupted images (see `robustness.Answers`), in the order of ids."""
+
+    ids: list[str]
+    answers: Answers
+    reference: Answers
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the candidate said.
+
+    Attributes:
+        basis: What it was measured on.
+        ids: Of the images, by split or extra set.
+        outputs: What it said of them.
+        corrupted: None where no corrupted image was measured.
+    """
+
+    basis: Basis
+    ids: dict[str, list[str]]
+    outputs: Outputs
+    corrupted: Corrupted | None
+
+
+def read_candidate(dataset: Mapping[str, Any]) -> Candidate:
+    """Read what the candidate said.
+
+    Args:
+        dataset: The content of dataset.json.
+    """
+    ids, outputs = read_predictions(PREDICTIONS / f"{NAME}.parquet")
+    corrupted = read_corrupted(NAME)
+    num_images = {TEST if name == "test" else name: len(ids[name]) for name in ids if name not in ("train", "val")}
+    if corrupted:
+        num_images[ROBUSTNESS] = len(corrupted.ids)
+    return Candidate(Basis(dataset["classes"], dataset["split"], num_images), ids, outputs, corrupted)
+
+
+def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
+    """Return the ids of the images, and what a model said of them, by split or extra set."""
+    table = pq.read_table(path, columns=["id", "split", "label", "logits", "embedding"])
+    ids, outputs = {}, {}
+    for name in table["split"].unique().to_pylist():
+        rows = table.filter(pc.field("split") == name)
+        embeddings, logits = (np.stack(rows[column].to_numpy()) for column in ("embedding", "logits"))
+        labels = rows["label"].to_numpy().copy()  # torch warns of memory that is not to be written
+        ids[name], outputs[name] = rows["id"].to_pylist(), Predictions(embeddings, logits, labels)
+    return ids, outputs
+
+
+def read_corrupted(name: str) -> Corrupted | None:
+    """Return what a model and the pretrained one said of corrupted images; None where there are none."""
+    paths = [PREDICTIONS / ROBUSTNESS / f"{each}.parquet" for each in (name, REFERENCE)]
+    if not all(path.is_file() for path in paths):
+        return None
+    (ids, answers), (others, reference) = (read_corrupted_answers(path) for path in paths)
+    if ids != others:
+        raise ValueError(f"{paths[0]} and {paths[1]} are not of the same images: run `dvc repro --force evaluate`")
+    return Corrupted(ids, answers, reference)
+
+
+def read_corrupted_answers(path: Path) -> tuple[list[str], Answers]:
+    """Read one file of them, a row per image, corruption and strength. Ids are in alphabetic order.
+
+    Raises:
+        ValueError: An image lacks a corruption or a strength, or has one twice.
+    """
+    table = pq.read_table(path)
+    ids, images = np.unique(table["id"].to_numpy(), return_inverse=True)
+    corruptions, strengths = (
+        np.array([values.index(value) for value in table[column].to_pylist()], np.intp)
+        for column, values in (("corruption", list(CORRUPTIONS)), ("strength", list(STRENGTHS)))
+    )
+    cells = (corruptions, strengths, images)
+    counts = np.zeros((len(CORRUPTIONS), len(STRENGTHS), len(ids)), np.int64)
+    np.add.at(counts, cells, 1)
+    if not (counts == 1).all():
+        raise ValueError(f"{path} has {len(table)} rows of {len(ids)} images, expected one per corruption and strength")
+    answers = np.zeros_like(counts, dtype=np.bool_)
+    answers[cells] = table["is_right"].to_numpy()
+    return ids.tolist(), answers
+
+
+def find_doubt(candidate: Candidate, dataset: Mapping[str, Any], config: Config) -> str | None:
+    """Return in words why what the candidate said is not to be believed; None where it is."""
+    try:
+        model = OnnxModel(ONNX)
+        return _other_data(model, dataset) or _other_images(candidate, config) or _other_model(candidate, model, config)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+
+
+def _other_data(model: OnnxModel, dataset: Mapping[str, Any]) -> str | None:
+    if model.classes != dataset["classes"]:
+        return f"it knows other classes, or in another order: {model.classes[:5]}, expected {dataset['classes'][:5]}"
+    if model.training.get("split") != dataset["split"]:
+        return "it was trained with another split of the data, so perhaps on these test images"
+    if model.training.get("data") != data_hash():
+        return f"it was trained on other data: {model.training.get('data')}, expected {data_hash()}"
+    return None
+
+
+def _other_images(candidate: Candidate, config: Config) -> str | None:
+    for name, ids in candidate.ids.items():
+        split = read_split(*place_of(name))
+        if ids != list(split.ids) or not np.array_equal(candidate.outputs[name].labels, split.labels):
+            return f"its predictions of {name} are of other images or labels than the prepared data have"
+        if not np.isfinite(candidate.outputs[name].logits).all():
+            return f"its predictions of {name} have NaN or infinite logits: it diverged"
+    needed = {"val", "test", *config.evaluate.extra_sets} | ({"train"} if asks_for_encoder(config) else set())
+    missing = needed - set(candidate.ids)
+    if missing:
+        return f"there are no predictions of {', '.join(sorted(missing))}"
+    if candidate.corrupted:
+        test = candidate.ids["test"]
+        chosen = choose_images(test, limit=config.evaluate.robustness.images, seed=config.seed)
+        if candidate.corrupted.ids != sorted(test[row] for row in chosen):
+            return "its answers to corrupted images are of other images than evaluate.robustness chooses"
+    return None
+
+
+def _other_model(candidate: Candidate, model: OnnxModel, config: Config) -> str | None:
+    """Have the ONNX file answer some test images, and compare with what is stored."""
+    rows = choose_images(candidate.ids["test"], limit=CHECKED_IMAGES, seed=config.seed)
+    files = read_split(PREPARED, "test").files
+    stored, answered = candidate.outputs["test"].logits[rows], model.logits([files[row] for row in rows])
+    if stored.shape != answered.shape:
+        return f"its predictions have logits of {stored.shape[1]} classes, expected {answered.shape[1]}"
+    limit = max(config.export.max_abs_error, ROUNDING * float(np.abs(answered).max()))
+    difference = float(np.abs(stored - answered).max())
+    if difference <= limit:  # NaN is not
+        return None
+    return f"its predictions are not those of {ONNX}: logits differ by {difference:.4g}, expected at most {limit:.4g}"
+
+
+def measure_candidate(candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
+    """Measure the stored predictions anew: what follows from embeddings only where the gate asks for it."""
+    has_encoder = asks_for_encoder(config)
+    measured = measure_outputs(candidate.outputs, extra_sets, config, has_encoder=has_encoder)
+    if candidate.corrupted is None:
+        return measured
+    return measured | measure_corrupted(candidate.corrupted.answers, candidate.corrupted.reference)
+
+
+def asked_metrics(config: Config) -> list[str]:
+    """Return the metrics that the gate asks for, each once."""
+    gate = config.register_.gate
+    return list(dict.fromkeys([*gate.thresholds, *gate.min_gain_over_control, *gate.min_gain_over_champion]))
+
+
+def asks_for_encoder(config: Config) -> bool:
+    """Whether the gate asks for what follows from embeddings."""
+    return any(map(is_of_encoder, asked_metrics(config)))
+
+
+def check_stated(stated: Mapping[str, float], measured: Mapping[str, float], asked: Iterable[str]) -> Clause:
+    """Return the clause that evaluation.json says what follows from the predictions.
+
+    Args:
+        stated: The metrics in evaluation.json.
+        measured: The metrics of the stored predictions, measured anew.
+        asked: Those that the gate asks for.
+    """
+    known = [name for name in asked if name in stated and name in measured]
+    wrong = [name for name in known if not abs(stated[name] - measured[name]) <= _tolerance(name)]
+    said = ", ".join(f"{name} {stated[name]:.4f} (measured again: {measured[name]:.4f})" for name in wrong)
+    reason = f"evaluation.json says {said}" if wrong else f"{', '.join(known) or 'nothing'} measured again: the same"
+    return Clause("metrics", not wrong, reason)
+
+
+def _tolerance(name: str) -> float:
+    return EMBEDDING_TOLERANCE if is_of_encoder(name) else TOLERANCE

@@ -1,0 +1,154 @@
+"""Files of a candidate, its rivals and what they were measured on, as the stages before `register` leave them."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from image_sets import encode, write
+from scipy.special import softmax
+
+from grpo_rm.config import Config, load_config
+from grpo_rm.datasets import read_dataset, read_split
+from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from grpo_rm.evaluation.robustness import choose_images, corrupted_answers
+from grpo_rm.inference import predict
+from grpo_rm.model import Model
+from grpo_rm.transforms import decode
+from pipelines import extra_sets
+from pipelines.batches import PREPARED, chosen_batches, evaluation_batches
+from pipelines.candidate import read_candidate
+from pipelines.extra_results import read_extra_sets
+from pipelines.measurements import measure_corrupted, measure_outputs
+from pipelines.predictions import place_of
+from pipelines.verdict import Verdict, judge
+
+NAME, CPU = "grpo-rm-digits", torch.device("cpu")
+ONNX, EVALUATION = Path("models/onnx/encoder.onnx"), Path("reports/evaluation.json")
+PREDICTIONS = Path("reports/predictions")
+MODELS = {
+    "pretrain": Path("models/pretrain"),
+    "grpo_rm": Path("models/finetune/grpo_rm"),
+    "cross_entropy": Path("models/finetune/cross_entropy"),
+}
+CORRUPTED_IMAGES = 40
+
+
+def set_parameters() -> None:
+    text = Path("params.yaml").read_text()
+    for old, new in (
+        ("images: 2000 ", f"images: {CORRUPTED_IMAGES} "),
+        ("extra_sets: {} ", "extra_sets: {sketch: 'folder:data/raw/sketch'} "),
+        ("bootstrap_resamples: 10000", "bootstrap_resamples: 1000"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    Path("params.yaml").write_text(text)
+
+
+def prepare_sketches() -> None:
+    """Make an extra set of validation images in another style."""
+    val = read_split(PREPARED, "val")
+    for row in range(60):
+        pixels = np.asarray(decode(val.files[row], channels=1))
+        sketch = corrupt(pixels[..., None] if pixels.ndim == 2 else pixels, "contrast", 3, seed=0, image_id=str(row))
+        write(Path("data/raw/sketch"), {f"{val.labels[row]}/{row}.png": encode(sketch.squeeze())})
+    extra_sets.main()
+
+
+def write_predictions(name: str, model: Model) -> None:
+    """Write what stage evaluate writes of a model."""
+    tables = []
+    for split in ("train", "val", "test", "sketch"):
+        folder, part = place_of(split)
+        with closing(evaluation_batches(model.config, part, prepared=folder)) as batches:
+            said = predict(model, batches.epoch(0), device=CPU)
+        columns = {"logits": said.logits, "probabilities": softmax(said.logits, axis=1), "embedding": said.embeddings}
+        ids = list(read_split(folder, part).ids)
+        tables.append(
+            pa.table(
+                {"id": ids, "split": [split] * len(ids), "label": said.labels}
+                | {column: list(values) for column, values in columns.items()}
+            )
+        )
+    pq.write_table(pa.concat_tables(tables), PREDICTIONS / f"{name}.parquet")
+    ids = list(read_split(PREPARED, "test").ids)
+    chosen = choose_images(ids, limit=CORRUPTED_IMAGES, seed=0)
+    ids = [ids[row] for row in chosen]
+    with closing(chosen_batches(model.config, "test", chosen)) as batches:
+        answers = corrupted_answers({name: model}, batches.epoch(0), ids, seed=0, device=CPU)[name]
+    rows = [
+        {"id": id_, "corruption": corruption, "strength": strength, "is_right": bool(answers[row, column, place])}
+        for row, corruption in enumerate(CORRUPTIONS)
+        for column, strength in enumerate(STRENGTHS)
+        for place, id_ in enumerate(ids)
+    ]
+    schema = pa.schema({"id": pa.string(), "corruption": pa.string(), "strength": pa.int8(), "is_right": pa.bool_()})
+    (PREDICTIONS / "robustness").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), PREDICTIONS / f"robustness/{name}.parquet")
+
+
+def state_metrics() -> None:
+    """Write into evaluation.json what follows from the candidate's predictions."""
+    config, candidate = load_config(), read_candidate(read_dataset(PREPARED))
+    assert candidate.corrupted
+    measured = measure_outputs(candidate.outputs, read_extra_sets(["sketch"]), config, has_encoder=True)
+    measured |= measure_corrupted(candidate.corrupted.answers, candidate.corrupted.reference)
+    edit(lambda models: models["grpo_rm"].update(measured.metrics))
+
+
+def edit(change: Callable[[dict], object]) -> None:
+    """Change the metrics in evaluation.json."""
+    content = json.loads(EVALUATION.read_text())
+    change(content["models"])
+    EVALUATION.write_text(json.dumps(content))
+
+
+def with_gate(**limits: dict[str, float]) -> Config:
+    """Return the configuration with another gate: thresholds, control, champion."""
+    config = load_config()
+    names = {"thresholds": "thresholds", "control": "min_gain_over_control", "champion": "min_gain_over_champion"}
+    gate = config.register_.gate.model_copy(update={names[key]: value for key, value in limits.items()})
+    return config.model_copy(update={"register_": config.register_.model_copy(update={"gate": gate})})
+
+
+def verdict(config: Config | None = None, champion: str = "1") -> Verdict:
+    """Judge what lies here against a version."""
+    evaluation = json.loads(EVALUATION.read_text())
+    return judge(evaluation, read_dataset(PREPARED), NAME, champion, config or load_config())
+
+
+def failed(given: Verdict) -> dict[str, str]:
+    return {clause.name: clause.reason for clause in given.clauses if not clause.has_passed}
+
+
+def change_metadata(path: Path, **changes: object) -> None:
+    """Change what an ONNX file says of itself."""
+    model = onnx.load(path)
+    said = {prop.key: prop.value for prop in model.metadata_props}
+    for key, value in changes.items():
+        name = f"grpo_rm.{key}"
+        old = json.loads(said[name])
+        said[name] = json.dumps(old | value if isinstance(value, dict) else value)
+    onnx.helper.set_model_props(model, said)
+    onnx.save(model, path)
+
+
+def change_predictions(name: str, change: Callable[[dict], None]) -> None:
+    path = PREDICTIONS / f"{name}.parquet"
+    columns = pq.read_table(path).to_pydict()
+    change(columns)
+    pq.write_table(pa.table(columns), path)
+
+
+def stored_file(version: str) -> Path:
+    """Return the file in the artifact store, which the copies of the database share."""
+    import mlflow
+
+    there = mlflow.MlflowClient().get_model_version_download_uri(NAME, version).removeprefix("file://")
+    return Path(there) / "model.onnx"
