@@ -12,25 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from grpo_rm.config import Config
 from grpo_rm.datasets import read_split
-from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from grpo_rm.evaluation.gate import Basis, Clause
 from grpo_rm.evaluation.measurement import is_of_encoder
 from grpo_rm.evaluation.robustness import Answers, choose_images
-from grpo_rm.inference import Predictions
 from pipelines.batches import PREPARED
 from pipelines.extra_results import ExtraSet
 from pipelines.lineage import data_hash
 from pipelines.measurements import ROBUSTNESS, TEST, Measured, measure_corrupted, measure_outputs
 from pipelines.onnx_model import OnnxModel
-from pipelines.predictions import Outputs, place_of
+from pipelines.predictions import Outputs, corrupted_of, place_of, predictions_of, read_corrupted, read_predictions
 
 ONNX = Path("models/onnx/encoder.onnx")
-PREDICTIONS = Path("reports/predictions")
 NAME, REFERENCE = "grpo_rm", "pretrain"
 
 CHECKED_IMAGES = 32  # test images that the ONNX file answers again
@@ -71,57 +66,27 @@ def read_candidate(dataset: Mapping[str, Any]) -> Candidate:
     Args:
         dataset: The content of dataset.json.
     """
-    ids, outputs = read_predictions(PREDICTIONS / f"{NAME}.parquet")
-    corrupted = read_corrupted(NAME)
+    ids, outputs = read_predictions(predictions_of(NAME))
+    corrupted = corrupted_beside_reference(NAME)
     num_images = {TEST if name == "test" else name: len(ids[name]) for name in ids if name not in ("train", "val")}
     if corrupted:
         num_images[ROBUSTNESS] = len(corrupted.ids)
     return Candidate(Basis(dataset["classes"], dataset["split"], num_images), ids, outputs, corrupted)
 
 
-def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
-    """Return the ids of the images, and what a model said of them, by split or extra set."""
-    table = pq.read_table(path, columns=["id", "split", "label", "logits", "embedding"])
-    ids, outputs = {}, {}
-    for name in table["split"].unique().to_pylist():
-        rows = table.filter(pc.field("split") == name)
-        embeddings, logits = (np.stack(rows[column].to_numpy()) for column in ("embedding", "logits"))
-        labels = rows["label"].to_numpy().copy()  # torch warns of memory that is not to be written
-        ids[name], outputs[name] = rows["id"].to_pylist(), Predictions(embeddings, logits, labels)
-    return ids, outputs
+def corrupted_beside_reference(name: str) -> Corrupted | None:
+    """Read what a model and the pretrained one said of corrupted images; None where there are none.
 
-
-def read_corrupted(name: str) -> Corrupted | None:
-    """Return what a model and the pretrained one said of corrupted images; None where there are none."""
-    paths = [PREDICTIONS / ROBUSTNESS / f"{each}.parquet" for each in (name, REFERENCE)]
+    Raises:
+        ValueError: They are not of the same images.
+    """
+    paths = [corrupted_of(each) for each in (name, REFERENCE)]
     if not all(path.is_file() for path in paths):
         return None
-    (ids, answers), (others, reference) = (read_corrupted_answers(path) for path in paths)
+    (ids, answers), (others, reference) = (read_corrupted(path) for path in paths)
     if ids != others:
         raise ValueError(f"{paths[0]} and {paths[1]} are not of the same images: run `dvc repro --force evaluate`")
     return Corrupted(ids, answers, reference)
-
-
-def read_corrupted_answers(path: Path) -> tuple[list[str], Answers]:
-    """Read one file of them, a row per image, corruption and strength. Ids are in alphabetic order.
-
-    Raises:
-        ValueError: An image lacks a corruption or a strength, or has one twice.
-    """
-    table = pq.read_table(path)
-    ids, images = np.unique(table["id"].to_numpy(), return_inverse=True)
-    corruptions, strengths = (
-        np.array([values.index(value) for value in table[column].to_pylist()], np.intp)
-        for column, values in (("corruption", list(CORRUPTIONS)), ("strength", list(STRENGTHS)))
-    )
-    cells = (corruptions, strengths, images)
-    counts = np.zeros((len(CORRUPTIONS), len(STRENGTHS), len(ids)), np.int64)
-    np.add.at(counts, cells, 1)
-    if not (counts == 1).all():
-        raise ValueError(f"{path} has {len(table)} rows of {len(ids)} images, expected one per corruption and strength")
-    answers = np.zeros_like(counts, dtype=np.bool_)
-    answers[cells] = table["is_right"].to_numpy()
-    return ids.tolist(), answers
 
 
 def find_doubt(candidate: Candidate, dataset: Mapping[str, Any], config: Config) -> str | None:
@@ -157,7 +122,7 @@ def _other_images(candidate: Candidate, config: Config) -> str | None:
     if candidate.corrupted:
         test = candidate.ids["test"]
         chosen = choose_images(test, limit=config.evaluate.robustness.images, seed=config.seed)
-        if candidate.corrupted.ids != sorted(test[row] for row in chosen):
+        if candidate.corrupted.ids != [test[row] for row in chosen]:
             return "its answers to corrupted images are of other images than evaluate.robustness chooses"
     return None
 

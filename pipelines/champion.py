@@ -94,7 +94,7 @@ def meet_champion(
         return Champion(version, Rival("champion", basis, min_gain))
     own = measure_champion(model, candidate, extra_sets, config)
     return Champion(
-        version, Rival("champion", basis, min_gain, compare([measured], [own], min_gain, config)), own.metrics
+        version, Rival("champion", basis, min_gain, compare([measured], [own], config, metrics=min_gain)), own.metrics
     )
 
 

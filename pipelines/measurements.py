@@ -97,25 +97,31 @@ def measure_corrupted(answers: Answers, reference: Answers) -> Measured:
 
 
 def compare(
-    candidates: Sequence[Measured], rivals: Sequence[Measured], metrics: Collection[str], config: Config
+    candidates: Sequence[Measured],
+    rivals: Sequence[Measured],
+    config: Config,
+    *,
+    metrics: Collection[str] | None = None,
 ) -> dict[str, Interval]:
-    """Return the intervals of candidate minus rival by those metrics that both were measured by; not corrected yet.
+    """Return the intervals of candidate minus rival, each test set by itself; not corrected yet.
 
     Args:
-        candidates: Of each training seed. A set that the further ones were not measured on is compared by the first.
+        candidates: Of each training seed.
         rivals: As many.
-        metrics: What to compare by.
         config: Its seed and its block `evaluate` are read.
+        metrics: What to compare by, where all were measured by it; None: all.
     """
     intervals: dict[str, Interval] = {}
-    for name in candidates[0].sums:
-        pairs = [
-            (a.sums[name], b.sums.get(name, {})) for a, b in zip(candidates, rivals, strict=True) if name in a.sums
+    for test_set in candidates[0].sums:
+        own, other = ([model.sums.get(test_set, {}) for model in models] for models in (candidates, rivals))
+        common = [
+            metric
+            for metric in own[0]
+            if (metrics is None or metric in metrics) and all(metric in sums for sums in (*own, *other))
         ]
-        common = [metric for metric in metrics if all(metric in sums for pair in pairs for sums in pair)]
         if common:
-            own, other = ([{metric: pair[side][metric] for metric in common} for pair in pairs] for side in (0, 1))
-            intervals |= compare_metrics(own, other, **resampling(config))
+            chosen = ([{metric: sums[metric] for metric in common} for sums in arm] for arm in (own, other))
+            intervals |= compare_metrics(*chosen, **resampling(config))
     return intervals
 
 

@@ -23,7 +23,23 @@ from pipelines.batches import PREPARED, evaluation_batches
 Outputs = dict[str, Predictions]  # by split, or extra set
 SPLITS = ("train", "val", "test")
 EXTRA = Path("data/extra")
+PREDICTIONS = Path("reports/predictions")
 ORIGIN = b"grpo_rm"  # key of the Parquet metadata: what the predictions were made with, as JSON
+
+
+def seed_name(arm: str, seed: int) -> str:
+    """Return what the model of an arm that was trained with a further seed is called."""
+    return f"seeds/{arm}-{seed}"
+
+
+def predictions_of(model: str) -> Path:
+    """Return the file of what a model says of all images."""
+    return PREDICTIONS / f"{model}.parquet"
+
+
+def corrupted_of(model: str) -> Path:
+    """Return the file of which corrupted test images it classifies rightly."""
+    return PREDICTIONS / "robustness" / f"{model}.parquet"
 
 
 def predict_splits(directory: Path, extra_sets: Iterable[str], *, workers: int) -> Outputs:
@@ -58,14 +74,16 @@ def write_predictions(outputs: Outputs, path: Path, *, origin: Mapping[str, Any]
     pq.write_table(table.replace_schema_metadata({ORIGIN: json.dumps(dict(origin))}), path)
 
 
-def read_predictions(path: Path) -> Outputs:
-    """Return what `write_predictions` wrote: by split, in the order of `read_split`."""
-    table = pq.read_table(path, columns=["split", "label", "logits", "embedding"])
-    parts = {name: table.filter(pc.field("split") == name) for name in table["split"].unique().to_pylist()}
-    return {
-        name: Predictions(_matrix(part["embedding"]), _matrix(part["logits"]), part["label"].to_numpy())
-        for name, part in parts.items()
-    }
+def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
+    """Return what `write_predictions` wrote: ids, and what the model said, by split or extra set."""
+    table = pq.read_table(path, columns=["id", "split", "label", "logits", "embedding"])
+    ids, outputs = {}, {}
+    for name in table["split"].unique().to_pylist():
+        rows = table.filter(pc.field("split") == name)
+        labels = rows["label"].to_numpy().copy()  # torch warns of memory that is not to be written
+        ids[name] = rows["id"].to_pylist()
+        outputs[name] = Predictions(_matrix(rows["embedding"]), _matrix(rows["logits"]), labels)
+    return ids, outputs
 
 
 def read_origin(path: Path) -> dict[str, Any]:
@@ -74,20 +92,37 @@ def read_origin(path: Path) -> dict[str, Any]:
     return origin
 
 
-def write_answers(answers: Answers, ids: list[str], path: Path) -> None:
+def write_corrupted(answers: Answers, ids: list[str], path: Path) -> None:
     """Write for each corrupted test image whether the model is right: id, corruption, strength, is_right."""
-    rows = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
-    repeated = np.repeat(np.arange(len(rows)), len(ids))
+    cells = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
     table = pa.table(
         {
-            "id": ids * len(rows),
-            "corruption": pa.array([rows[row][0] for row in repeated]).dictionary_encode(),
-            "strength": pa.array([rows[row][1] for row in repeated], pa.int8()),
+            "id": ids * len(cells),
+            "corruption": np.repeat([name for name, _ in cells], len(ids)),
+            "strength": np.repeat([strength for _, strength in cells], len(ids)).astype(np.int8),
             "is_right": answers.ravel(),
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
+
+
+def read_corrupted(path: Path) -> tuple[list[str], Answers]:
+    """Return what `write_corrupted` wrote: ids and answers.
+
+    Raises:
+        ValueError: The rows are not one for each image, corruption and strength, in that order.
+    """
+    table = pq.read_table(path)
+    shape = len(CORRUPTIONS), len(STRENGTHS), len(table) // (len(CORRUPTIONS) * len(STRENGTHS))
+    ids = table["id"].to_pylist()[: shape[2]]
+    cells = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS for _ in ids]
+    rows = list(zip(table["corruption"].to_pylist(), table["strength"].to_pylist(), strict=True))
+    if not ids or rows != cells or table["id"].to_pylist() != ids * (shape[0] * shape[1]):
+        raise ValueError(
+            f"{path} has {len(table)} rows, expected one per corruption, strength and image, in this order"
+        )
+    return ids, table["is_right"].to_numpy().reshape(shape)
 
 
 def _table(split: str, predictions: Predictions) -> pa.Table:
@@ -110,4 +145,4 @@ def _vectors(matrix: NDArray[np.float32]) -> pa.Array:
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     vectors = column.combine_chunks()
-    return np.asarray(vectors.flatten().to_numpy(), dtype=np.float32).reshape(len(vectors), -1)
+    return np.array(vectors.flatten().to_numpy(), dtype=np.float32).reshape(len(vectors), -1)  # a copy: see labels

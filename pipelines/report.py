@@ -38,13 +38,13 @@ def read_content(config: Config) -> dict[str, Any]:
     from grpo_rm.datasets import read_dataset
     from grpo_rm.evaluation.classification import confusion_counts
     from pipelines.batches import PREPARED
-    from pipelines.predictions import read_predictions
+    from pipelines.predictions import predictions_of, read_predictions
     from pipelines.reporting.page import largest_confusions
     from pipelines.reporting.pictures import report_pictures
 
     dataset, evaluation = read_dataset(PREPARED), read_json("evaluation")
     classes = dataset["classes"]
-    outputs = {name: read_predictions(predictions_of(name)) for name in (BEFORE, AFTER)}
+    outputs = {name: read_predictions(predictions_of(name))[1] for name in (BEFORE, AFTER)}
     test = outputs[AFTER]["test"]
     confusion = confusion_counts(test.logits.argmax(axis=1), test.labels, len(classes))
     cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
@@ -74,14 +74,9 @@ def read_plots(folder: str, *, texts: tuple[str, ...] = ()) -> dict[str, list[di
     return {path.stem: read_csv(path, texts=texts) for path in sorted((REPORTS / "plots" / folder).glob("*.csv"))}
 
 
-def predictions_of(model: str) -> Path:
-    """Return the Parquet file of what a model says."""
-    return REPORTS / "predictions" / f"{model}.parquet"
-
-
 def lineage(config: Config) -> dict[str, str]:
     """Return what the results were made from, in the order of the page."""
-    from pipelines.predictions import read_origin
+    from pipelines.predictions import predictions_of, read_origin
 
     tags = git_tags()
     changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""

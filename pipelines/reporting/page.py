@@ -63,7 +63,7 @@ def render_page(
         evaluation: the content of `reports/evaluation.json`: `models`, `validation` and `comparison`.
         histories: model name to the rows of its learning curve; GRPO statistics are shown where they are.
         dataset: the content of `data/prepared/dataset.json`.
-        reliability: model name to the rows of `pipelines.plot_rows.reliability_rows`.
+        reliability: model name to the rows of `pipelines.dvc_plots.reliability_rows`.
         confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`.
         lineage: what the page was made from, in the order to be shown: commit, data hash, versions, hardware, seed...
         robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.

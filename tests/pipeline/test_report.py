@@ -18,7 +18,7 @@ from grpo_rm.evaluation.calibration import (
 )
 from grpo_rm.evaluation.classification import confusion_counts, f1_macro, per_image_accuracy
 from grpo_rm.evaluation.comparison import mcnemar, paired_bootstrap
-from pipelines.plot_rows import confusion_rows, reliability_rows
+from pipelines.dvc_plots import confusion_rows, reliability_rows
 from pipelines.reporting import figures
 from pipelines.reporting.metric_table import compare_metrics, metric_table
 from pipelines.reporting.page import class_counts, largest_confusions, render_page, write_page

@@ -1,7 +1,37 @@
-"""Rows of the tables that DVC's plots are drawn from."""
+"""The tables that DVC's plots are drawn from."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from grpo_rm.datasets import read_dataset
+from grpo_rm.evaluation.calibration import reliability_bins
+from grpo_rm.evaluation.classification import per_class_metrics
+from pipelines.batches import PREPARED
+from pipelines.predictions import Outputs
+from pipelines.tables import write_csv
+
+PLOTS = Path("reports/plots")
+
+
+def write_plots(name: str, outputs: Outputs, *, temperature: float) -> None:
+    """Write confusions, reliability and metrics per class of a model.
+
+    Args:
+        name: Of the model.
+        outputs: Of val and test.
+        temperature: Fitted on validation.
+    """
+    classes, test = read_dataset(PREPARED)["classes"], outputs["test"]
+    bins = (reliability_bins(test.logits / np.float32(t), test.labels) for t in (1, temperature))
+    confusion = confusion_rows(test.logits.argmax(axis=1), test.labels, classes)
+    write_csv(PLOTS / "confusion" / f"{name}.csv", confusion)
+    write_csv(PLOTS / "reliability" / f"{name}.csv", reliability_rows(*bins))
+    for folder, split in {"classes": "test", "validation_classes": "val"}.items():
+        rows = per_class_metrics(outputs[split].logits, outputs[split].labels)
+        write_csv(PLOTS / folder / f"{name}.csv", [{"class": classes[row["label"]], **row} for row in rows])
 
 
 def confusion_rows(predictions: Iterable[int], labels: Iterable[int], classes: Sequence[str]) -> list[dict[str, str]]:
