@@ -82,7 +82,7 @@ def judge(
     met = meet_champion(name, champion, candidate, measured, extra_sets, config) if champion else None
     rivals = [meet_control(candidate, measured, extra_sets, config), *([met.rival] if met else [])]
     clauses = [
-        Clause("candidate", True, f"it is what {ONNX} says, trained and measured on these data"),
+        Clause("candidate", True, f"trained on these data with this split; {ONNX} answers test images as is stored"),
         check_stated(stated, measured.metrics, asked_metrics(config)),
         *decide(
             stated,
@@ -104,7 +104,9 @@ def reject(
     met = Champion(champion, Rival("champion", None, gate.min_gain_over_champion)) if champion else None
     rivals = [Rival("control", None, gate.min_gain_over_control), *([met.rival] if met else [])]
     judged = decide(stated, candidate.basis, thresholds=gate.thresholds, over_constant=None, rivals=rivals)
-    return Verdict([Clause("candidate", False, f"it cannot be believed: {doubt}"), *judged], rivals, met, False)
+    return Verdict(
+        [Clause("candidate", False, f"what is stored of it cannot be believed: {doubt}"), *judged], rivals, met, False
+    )
 
 
 def compare_with_constant(candidate: Candidate, config: Config) -> Interval:
