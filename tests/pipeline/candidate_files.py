@@ -2,40 +2,30 @@
 
 import json
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from image_sets import encode, write
-from scipy.special import softmax
 
 from grpo_rm.config import Config, load_config
 from grpo_rm.datasets import read_dataset, read_split
-from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
-from grpo_rm.evaluation.robustness import choose_images, corrupted_answers
-from grpo_rm.inference import predict
-from grpo_rm.model import Model
+from grpo_rm.evaluation.corruptions import corrupt
 from grpo_rm.transforms import decode
 from pipelines import extra_sets
-from pipelines.batches import PREPARED, chosen_batches, evaluation_batches
+from pipelines.batches import PREPARED
 from pipelines.candidate import read_candidate
+from pipelines.evaluate import MODELS, answer_corrupted
 from pipelines.extra_results import read_extra_sets
 from pipelines.measurements import measure_corrupted, measure_outputs
-from pipelines.predictions import place_of
+from pipelines.predictions import predict_splits, predictions_of, write_predictions
 from pipelines.verdict import Verdict, judge
 
-NAME, CPU = "grpo-rm-digits", torch.device("cpu")
+NAME = "grpo-rm-digits"
 ONNX, EVALUATION = Path("models/onnx/encoder.onnx"), Path("reports/evaluation.json")
 PREDICTIONS = Path("reports/predictions")
-MODELS = {
-    "pretrain": Path("models/pretrain"),
-    "grpo_rm": Path("models/finetune/grpo_rm"),
-    "cross_entropy": Path("models/finetune/cross_entropy"),
-}
 CORRUPTED_IMAGES = 40
 
 
@@ -61,36 +51,11 @@ def prepare_sketches() -> None:
     extra_sets.main()
 
 
-def write_predictions(name: str, model: Model) -> None:
-    """Write what stage evaluate writes of a model."""
-    tables = []
-    for split in ("train", "val", "test", "sketch"):
-        folder, part = place_of(split)
-        with closing(evaluation_batches(model.config, part, prepared=folder)) as batches:
-            said = predict(model, batches.epoch(0), device=CPU)
-        columns = {"logits": said.logits, "probabilities": softmax(said.logits, axis=1), "embedding": said.embeddings}
-        ids = list(read_split(folder, part).ids)
-        tables.append(
-            pa.table(
-                {"id": ids, "split": [split] * len(ids), "label": said.labels}
-                | {column: list(values) for column, values in columns.items()}
-            )
-        )
-    pq.write_table(pa.concat_tables(tables), PREDICTIONS / f"{name}.parquet")
-    ids = list(read_split(PREPARED, "test").ids)
-    chosen = choose_images(ids, limit=CORRUPTED_IMAGES, seed=0)
-    ids = [ids[row] for row in chosen]
-    with closing(chosen_batches(model.config, "test", chosen)) as batches:
-        answers = corrupted_answers({name: model}, batches.epoch(0), ids, seed=0, device=CPU)[name]
-    rows = [
-        {"id": id_, "corruption": corruption, "strength": strength, "is_right": bool(answers[row, column, place])}
-        for row, corruption in enumerate(CORRUPTIONS)
-        for column, strength in enumerate(STRENGTHS)
-        for place, id_ in enumerate(ids)
-    ]
-    schema = pa.schema({"id": pa.string(), "corruption": pa.string(), "strength": pa.int8(), "is_right": pa.bool_()})
-    (PREDICTIONS / "robustness").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema), PREDICTIONS / f"robustness/{name}.parquet")
+def write_answers(name: str, directory: Path) -> None:
+    """Write what stage evaluate writes of a model: predictions, and answers to corrupted images."""
+    outputs = predict_splits(directory, ["sketch"], workers=0)
+    write_predictions(outputs, predictions_of(name), origin={})
+    answer_corrupted({"pretrain": MODELS["pretrain"], name: directory}, load_config())
 
 
 def state_metrics() -> None:

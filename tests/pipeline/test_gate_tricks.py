@@ -27,7 +27,7 @@ from candidate_files import (
     stored_file,
     verdict,
     with_gate,
-    write_predictions,
+    write_answers,
 )
 from image_sets import encode, noise, write
 
@@ -68,7 +68,7 @@ def base(finished, tmp_path_factory):
         set_parameters()
         prepare_sketches()
         for name, directory in MODELS.items():
-            write_predictions(name, load_model(directory))
+            write_answers(name, directory)
         state_metrics()
         assert "the first version that passed" in register(load_config())["promotion"]
     return root
@@ -311,7 +311,7 @@ def test_a_constant_predictor():
         list(model.head.parameters())[-1][3] = 1.0
     save_model(model, MODELS["grpo_rm"])
     export.main()
-    write_predictions("grpo_rm", model)
+    write_answers("grpo_rm", MODELS["grpo_rm"])
     state_metrics()
     given = verdict(with_gate(thresholds={"accuracy": 0.0, "nll": 9.0}, control=LAX, champion=LAX))
     assert set(failed(given)) == {"constant"}
@@ -325,7 +325,9 @@ def test_further_seeds_are_compared_with_the_first():
     (PREDICTIONS / "seeds").mkdir(exist_ok=True)
     for arm, other in (("grpo_rm", "cross_entropy"), ("cross_entropy", "grpo_rm")):
         shutil.copyfile(PREDICTIONS / f"{other}.parquet", PREDICTIONS / f"seeds/{arm}-7.parquet")
-    after = verdict().as_json()["comparison"]["control"]["accuracy"]
+    config = load_config()
+    config.finetune.seeds.append(7)
+    after = verdict(config).as_json()["comparison"]["control"]["accuracy"]
     assert after["difference"] == pytest.approx(0, abs=1e-12) and abs(before["difference"]) > 1e-3
 
 

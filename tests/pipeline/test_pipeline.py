@@ -16,10 +16,14 @@ pytestmark = pytest.mark.pipeline
 
 MODELS = ("pretrain", "grpo_rm", "cross_entropy")
 METRICS = {
-    *("accuracy", "f1_macro", "nll", "brier", "ece"),
+    *("accuracy", "top5_accuracy", "f1_macro", "worst_class_accuracy", "nll", "brier", "ece"),
     *("temperature", "nll_calibrated", "brier_calibrated", "ece_calibrated"),
     *("knn_top1_k10_t0.07", "knn_top1_k20_t0.07", "linear_probe_top1", "alignment", "uniformity", "effective_rank"),
+    *("retrieval_map", "retrieval_recall_k1", "retrieval_recall_k5", "retrieval_recall_k10"),
+    *(f"robustness/{name}" for name in ("noise", "blur", "brightness", "contrast", "jpeg", "pixelation")),
+    *("robustness/accuracy", "robustness/mce"),
 }
+NOT_COMPARED = {"temperature", "alignment", "uniformity", "effective_rank", "robustness/mce"}
 
 
 def read_json(path) -> Any:
@@ -65,14 +69,15 @@ def test_evaluation_has_every_metric_of_every_model(finished):
         "p_value",
         "p_corrected",
     }
-    assert {"f1_macro", "worst_class_accuracy", "ece"} < set(evaluation["comparison"])
+    assert set(evaluation["comparison"]) == METRICS - NOT_COMPARED | {"mcnemar"}
+    assert set(evaluation["validation"]) == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_predictions_give_the_reported_accuracy(finished, model):
     table = pq.read_table(finished.root / f"reports/predictions/{model}.parquet").to_pandas()
     test = table[table.split == "test"]
-    assert set(table.split) == {"val", "test"}
+    assert table.split.value_counts().to_dict() == {"train": 1071, "val": 362, "test": 364}
     accuracy = np.mean(np.stack(test.logits).argmax(axis=1) == test.label)
     assert accuracy == read_json(finished.root / "reports/evaluation.json")["models"][model]["accuracy"]
 
@@ -117,7 +122,7 @@ def test_training_twice_gives_the_same_bytes(workspace):
 
 def test_every_training_is_a_run(finished):
     runs = dict(query(finished, "select name, run_uuid from runs where status = 'FINISHED' order by start_time desc"))
-    assert {"pretrain", "finetune@grpo_rm", "finetune@cross_entropy", "evaluate"} <= set(runs)
+    assert {"pretrain", "finetune@grpo_rm", "finetune@cross_entropy", "evaluate", "report"} <= set(runs)
     run = runs["finetune@grpo_rm"]
     parameters = dict(query(finished, f"select key, value from params where run_uuid = '{run}'"))
     assert parameters["objective.rewards.accuracy"] == "1.0"
