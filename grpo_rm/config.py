@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # strict: a stage is named by what is written
 
 SOURCES = ("digits", "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
 REWARDS = ("accuracy", "uniformity", "cost_matrix", "class_similarity")
@@ -197,9 +198,17 @@ class Training(_Block):
 
 
 class Finetuning(Training):
-    """Both arms take as many optimizer steps: their budget is equal."""
+    """Both arms take as many optimizer steps: their budget is equal. `seeds` are of further trainings like these."""
 
     num_iterations: Count
+    seeds: list[Seed]
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            raise ValueError(f"expected each seed once: remove the second {', '.join(map(str, repeated))}")
+        return seeds
 
 
 def _reward_name(name: str) -> str:
@@ -331,7 +340,7 @@ class Tracking(_Block):
 class Config(_Block):
     """params.yaml, a block per stage."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
     task: Literal["classification", "segmentation"]
     data: Data
     loader: Loader
@@ -352,6 +361,15 @@ class Config(_Block):
                     f"{name}.freeze_encoder leaves nothing to train: encoder.head is prototypes, which are the "
                     "encoder's class means. Set one of the two to something else"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _adds_seeds(self) -> "Config":
+        if self.seed in self.finetune.seeds:
+            raise ValueError(
+                f"finetune.seeds: got {self.finetune.seeds}, expected seeds beside seed, which is {self.seed} and "
+                f"trained with anyway: remove {self.seed}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from pipelines.stage import run_stage
 
 LOCK = Path("dvc.lock")
 TAG = "dvc.lock"
+LAST = ("register", "report")
 
 
 def main() -> None:
@@ -25,13 +26,13 @@ def main() -> None:
 
 
 def lock_hash(content: str) -> str:
-    """Return the MD5 of what a dvc.lock says of the stages that make something, stage register left out.
+    """Return the MD5 of what a dvc.lock says of the stages that make something, but for register and report.
 
-    While that stage runs, dvc.lock is not complete: a hash of the file would be of one that is never committed.
-    Without its entry, the hash at registration is that of the dvc.lock committed afterwards.
+    While register runs, dvc.lock is not complete: a hash of the file would be of one that is never committed. Without
+    the entries of the last two, the hash at registration is that of the dvc.lock committed afterwards.
     """
     stages = yaml.load(content, yaml.CSafeLoader)["stages"]
-    made = {name: stage for name, stage in stages.items() if name != "register" and "outs" in stage}
+    made = {name: stage for name, stage in stages.items() if name not in LAST and "outs" in stage}
     return hashlib.md5(json.dumps(made, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
 
 

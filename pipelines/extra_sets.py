@@ -23,6 +23,8 @@ def main() -> None:
     with replacing(OUTPUT) as partial:  # so that sets of former names are gone
         for name in config.evaluate.extra_sets:
             prepare_set(config, name, partial / name)
+        # the folder is never empty: DVC warns of an empty one at every command
+        (partial / "sets.json").write_text(json.dumps(config.evaluate.extra_sets, indent=2) + "\n", encoding="utf-8")
 
 
 def prepare_set(config: Config, name: str, output: Path) -> None:

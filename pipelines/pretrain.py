@@ -65,6 +65,7 @@ def main() -> None:
         accelerator=create_accelerator(config.pretrain.precision),
         parameters=blocks,
         output=Path("models/pretrain"),
+        curve=Path("reports/training/pretrain.csv"),
     )
 
 

@@ -1,175 +1,112 @@
-"""Write `reports/index.html`: one page that needs no network and says whether GRPO-RM helped, and why."""
+"""Stage report: reports/index.html, one page of what the other stages found. It needs neither GPU nor network."""
 
-from __future__ import annotations
-
-import re
-from collections.abc import Mapping, Sequence
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from grpo_rm.config import Config, load_config
+from pipelines import dvc_lock
+from pipelines.lineage import data_hash, git_tags, sha256
+from pipelines.stage import run_stage
+from pipelines.tables import read_csv
+from pipelines.tracking.runs import check_tracking, find_run, run_url, start_run
 
-from pipelines import plots
-from pipelines.embedding_map import SIDE, Point, class_colors
-from pipelines.examples import Example
-from pipelines.metric_table import Verdict, compare_metrics, in_order, metric_table, natural
-from pipelines.neighbors import Neighborhood
-from pipelines.robustness_plots import robustness_panels
-from pipelines.svg import SVG_NAMESPACE
-
-TEMPLATE = "report.html.j2"
-MAX_CLASS_ROWS = 30
-MAX_CONFUSIONS = 8
-WORDS = ("better", "worse", "no difference shown")  # of `describe`
-NAMED_VERDICTS = ("accuracy", "knn", "linear_probe_top1", "nll")
-
-
-def write_report(path: Path | str, **content: Any) -> None:
-    """Write the page atomically: an interrupted run leaves the earlier page as it was.
-
-    Args:
-        path: usually `reports/index.html`; its folder is made.
-        content: the arguments of `render_report`.
-    """
-    path = Path(path)
-    html = render_report(**content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(html, encoding="utf-8", newline="\n")
-    partial.replace(path)
+REPORTS = Path("reports")
+PAGE = REPORTS / "index.html"
+BEFORE, AFTER = "pretrain", "grpo_rm"  # the models whose images and embeddings are shown
+WEIGHTS = {
+    "pretrain": Path("models/pretrain/model.safetensors"),
+    "finetune@grpo_rm": Path("models/finetune/grpo_rm/model.safetensors"),
+    "finetune@cross_entropy": Path("models/finetune/cross_entropy/model.safetensors"),
+}
 
 
-def render_report(
-    *,
-    evaluation: Mapping[str, Any],
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    dataset: Mapping[str, Any],
-    reliability: Mapping[str, Sequence[Mapping[str, Any]]],
-    confusion: np.ndarray,
-    lineage: Mapping[str, str],
-    robustness: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    mistakes: Sequence[Example] = (),
-    confused: Mapping[tuple[str, str], Sequence[Example]] | None = None,
-    embedding_map: Mapping[str, Sequence[Point]] | None = None,
-    neighborhoods: Sequence[Neighborhood] = (),
-    validation: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the page as HTML; the same arguments give the same text.
+def main() -> None:
+    """Write the page, and keep it in a run of its own, where MLflow's UI shows it."""
+    from pipelines.reporting.page import write_page
 
-    Args:
-        evaluation: the content of `reports/evaluation.json`: `models`, `validation` and `comparison`.
-        histories: model name to the rows of its learning curve; GRPO statistics are shown where they are.
-        dataset: the content of `data/prepared/dataset.json`.
-        reliability: model name to the rows of `plots.reliability_rows`.
-        confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`.
-        lineage: what the page was made from, in the order to be shown: commit, data hash, versions, hardware, seed...
-        robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.
-        mistakes: images that the GRPO-RM model got wrong, the worst first.
-        confused: images of the largest confusions, by actual and predicted class.
-        embedding_map: model name to the points of `map_points`.
-        neighborhoods: test images with their nearest training images, by model.
-        validation: the content of `reports/validation.json`; None: the page says that the data were not validated.
+    config = load_config()
+    check_tracking()
+    with start_run("report", config.tracking, {"seed": config.seed}, context="evaluation") as run:
+        write_page(PAGE, **read_content(config))
+        run.log_artifacts(PAGE)
+    print(f"report: {PAGE}, {PAGE.stat().st_size / 1e6:.1f} MB")
 
-    Raises:
-        ValueError: the confusion matrix does not fit the classes.
-    """
-    models, comparison, classes = evaluation["models"], evaluation.get("comparison", {}), dataset["classes"]
-    if confusion.shape != (len(classes), len(classes)):
-        raise ValueError(
-            f"got a confusion matrix of shape {confusion.shape}, expected K x K for {len(classes)} classes"
-        )
-    verdicts = compare_metrics(comparison)
-    main_verdicts = [verdicts[key] for key in _main_metrics(verdicts)]
-    arms = {name: rows for name, rows in reliability.items() if name != "pretrain"}
-    context = {
+
+def read_content(config: Config) -> dict[str, Any]:
+    """Return the arguments of `render_page`."""
+    from grpo_rm.datasets import read_dataset
+    from grpo_rm.evaluation.classification import confusion_counts
+    from pipelines.batches import PREPARED
+    from pipelines.predictions import read_predictions
+    from pipelines.reporting.page import largest_confusions
+    from pipelines.reporting.pictures import report_pictures
+
+    dataset, evaluation = read_dataset(PREPARED), read_json("evaluation")
+    classes = dataset["classes"]
+    outputs = {name: read_predictions(predictions_of(name)) for name in (BEFORE, AFTER)}
+    test = outputs[AFTER]["test"]
+    confusion = confusion_counts(test.logits.argmax(axis=1), test.labels, len(classes))
+    cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
+    return {
+        "evaluation": evaluation,
+        "registration": read_json("registration"),
         "dataset": dataset,
-        "sentence": group_by_word(main_verdicts),
-        "verdicts": main_verdicts,
-        "interval": next((value for value in comparison.values() if "confidence" in value), None),
-        "mcnemar": comparison.get("mcnemar"),
-        "models": {name: plots.MODEL_NAMES.get(name, name) for name in in_order(models)},
-        "groups": metric_table(models, verdicts, evaluation.get("validation")),
-        "learning": plots.learning_panels(histories),
-        "statistics": plots.statistics_panels(histories),
-        "reliability": plots.reliability_panels(arms, models),
-        "robustness": robustness_panels(robustness or {}),
-        "confusion_svg": plots.confusion_figure(confusion, classes),
-        "confusions": largest_confusions(confusion, classes),
-        "confused": confused or {},
-        "mistakes": mistakes,
-        "embedding_map": embedding_map or {},
-        "neighborhoods": neighborhoods,
-        "validation": validation,
-        "failed": failed_expectations(validation or {}),
-        "map_side": SIDE,
-        "colors": class_colors(len(classes)),
-        "classes": classes,
-        "num_classes": len(classes),
-        "num_errors": int(confusion.sum() - np.trace(confusion)),
-        "num_images": int(confusion.sum()),
-        "counts": class_counts(dataset),
-        "lineage": lineage,
-        "commit": next((c for c in [lineage.get("commit", "")] if re.fullmatch(r"[0-9a-f]{7,64}", c)), None),
+        "histories": {name: read_csv(REPORTS / "training" / f"{name}.csv") for name in evaluation["models"]},
+        "reliability": read_plots("reliability", texts=("kind",)),
+        "robustness": read_plots("robustness"),
+        "confusion": confusion,
+        "validation": read_json("validation"),
+        "lineage": lineage(config),
+        "runs": find_runs(config),
+        **report_pictures(outputs, classes, cells, seed=config.seed),
     }
-    return str(_template().render(context))
 
 
-def group_by_word(verdicts: Sequence[Verdict]) -> list[tuple[str, list[Verdict]]]:
-    """Group the verdicts of the headline: better first, then worse, then no difference shown; empty groups left out."""
-    groups = [(word, [verdict for verdict in verdicts if verdict.word == word]) for word in WORDS]
-    return [(word, members) for word, members in groups if members]
+def read_json(name: str) -> dict[str, Any]:
+    """Read what a stage reported."""
+    content: dict[str, Any] = json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
 
 
-def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the largest off-diagonal cells of a confusion matrix (K, K), the largest first, ties in class order."""
-    errors = counts.copy()
-    np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSIONS]
-    cells = [divmod(int(flat), len(classes)) for flat in order if errors.flat[flat] > 0]
-    return [
-        {
-            "actual": classes[a],
-            "predicted": classes[p],
-            "count": int(errors[a, p]),
-            "share": errors[a, p] / counts[a].sum(),
-        }
-        for a, p in cells
-    ]
+def read_plots(folder: str, *, texts: tuple[str, ...] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Read the rows of a folder of plots, by model."""
+    return {path.stem: read_csv(path, texts=texts) for path in sorted((REPORTS / "plots" / folder).glob("*.csv"))}
 
 
-def failed_expectations(validation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return what the data failed, critical expectations first, each in the order of `validation.json`."""
-    failed = [expectation for expectation in validation.get("expectations", ()) if not expectation["success"]]
-    return sorted(failed, key=lambda expectation: expectation["severity"] != "critical")
+def predictions_of(model: str) -> Path:
+    """Return the Parquet file of what a model says."""
+    return REPORTS / "predictions" / f"{model}.parquet"
 
 
-def class_counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay out the images per split and class; of many classes the rarest in the first split are listed."""
-    splits, classes = list(dataset["counts"]), dataset["classes"]
-    rows = [(name, [dataset["counts"][split].get(name, 0) for split in splits]) for name in classes]
-    totals = [sum(row[1][i] for row in rows) for i in range(len(splits))]
-    first = sorted(row[1][0] for row in rows)
-    listed = rows if len(rows) <= MAX_CLASS_ROWS else sorted(rows, key=lambda row: row[1][0])[:MAX_CLASS_ROWS]
-    spread = {"least": first[0], "median": float(np.median(first)), "most": first[-1]}
-    return {"splits": splits, "rows": listed, "totals": totals, "spread": spread, "num_hidden": len(rows) - len(listed)}
+def lineage(config: Config) -> dict[str, str]:
+    """Return what the results were made from, in the order of the page."""
+    from pipelines.predictions import read_origin
+
+    tags = git_tags()
+    changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
+    origin = read_origin(predictions_of(AFTER))
+    return {
+        "commit": f"{tags['git.commit']}{changed}" if tags else "not in a git repository",
+        "dvc.lock": dvc_lock.present_hash() or "not there",
+        "data": data_hash() or "not recorded by DVC",
+        "weights": sha256(WEIGHTS["finetune@grpo_rm"]),
+        "ONNX file": read_json("registration")["onnx_sha256"],
+        "encoder": config.encoder.name,
+        "seed": ", ".join(str(seed) for seed in (config.seed, *config.finetune.seeds)),
+        "evaluated on": origin.pop("hardware"),
+        **origin,
+    }
 
 
-def _main_metrics(verdicts: Mapping[str, Verdict]) -> list[str]:
-    """The metrics of the headline that were compared; of several k-NN the one with the most neighbours."""
-    largest_knn = max((key for key in verdicts if key.startswith("knn_")), key=natural, default="")
-    keys = [largest_knn if key == "knn" else key for key in NAMED_VERDICTS]
-    return [key for key in keys if key in verdicts]
+def find_runs(config: Config) -> dict[str, str]:
+    """Return the addresses of the MLflow runs behind the page, by stage; a run that is not in the store is left out."""
+    experiment = config.tracking.experiment
+    tagged = {stage: ("model.sha256", path) for stage, path in WEIGHTS.items()}
+    tagged["evaluate"] = ("evaluation.sha256", REPORTS / "evaluation.json")
+    found = {stage: find_run(tag, sha256(path), experiment) for stage, (tag, path) in tagged.items()}
+    return {stage: run_url(run_id) for stage, run_id in found.items() if run_id}
 
 
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    # autoescape: class names and file names are the user's, and a page is opened in a browser.
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    # Only SVG of our own passes unescaped; its text was escaped when it was written.
-    environment.filters["inline_svg"] = lambda svg: Markup(svg.replace(f' xmlns="{SVG_NAMESPACE}"', ""))
-    return environment.get_template(TEMPLATE)
+if __name__ == "__main__":
+    run_stage(main, description=__doc__)

@@ -49,12 +49,14 @@ def summarize(evaluation: dict[str, Any], gate: dict[str, Any]) -> str:
     for metric in metrics:
         lines.append(f"{metric:<{width}}" + "".join(f"{models[name][metric]:>15.4f}" for name in NAMES))
     difference, mcnemar = evaluation["comparison"]["accuracy"], evaluation["comparison"]["mcnemar"]
+    spread = evaluation.get("seed_spread", {}).get("accuracy")
+    seeds = f" and {spread['num_seeds']} seeds" if spread else ""
     lines += [
         "",
         f"accuracy, GRPO-RM minus cross-entropy: {100 * difference['difference']:+.2f} points "
         f"({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}, "
-        f"{difference['confidence']:.0%} interval over {difference['num_samples']:,} images); only GRPO-RM is right on "
-        f"{mcnemar['only_candidate_right']}, only cross-entropy on {mcnemar['only_control_right']}",
+        f"{difference['confidence']:.0%} interval over {difference['num_samples']:,} images{seeds}); only GRPO-RM is "
+        f"right on {mcnemar['only_candidate_right']}, only cross-entropy on {mcnemar['only_control_right']}",
         f"gate: {'passed' if gate['has_passed'] else 'FAILED'}",
         *(f"  {'passed' if c['has_passed'] else 'FAILED'}  {c['reason']}" for c in gate["clauses"]),
     ]

@@ -1,7 +1,7 @@
 """Small tables as CSV files, the form that DVC plots."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def read_numbers(path: Path) -> list[dict[str, float]]:
-    """Read a table of numbers, such as a learning curve; a row lacks what is empty."""
+def read_csv(path: Path, *, texts: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Read a table of numbers, such as a learning curve; a row lacks what is empty.
+
+    Args:
+        path: Of the file.
+        texts: Columns that are no numbers.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: value if name in texts else float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]

@@ -25,7 +25,7 @@ from pipelines.stage import deferred_interrupt
 from pipelines.tables import write_csv
 from pipelines.tracking.runs import Run, flatten, start_run
 
-CURVES, CHECKPOINTS = Path("reports/training"), Path("checkpoints")
+CHECKPOINTS = Path("checkpoints")
 REWARD_PACKAGE = ".".join(REWARD_FILES.parts) + "."
 RUN = "run.json"  # beside the state: the MLflow run that goes on with it
 
@@ -40,6 +40,7 @@ def train_stage(
     accelerator: Accelerator,
     parameters: dict[str, Any],
     output: Path,
+    curve: Path,
     objective: Objective | None = None,
     initial_model: str | None = None,
     reward_files: Mapping[str, Path] = {},
@@ -58,6 +59,7 @@ def train_stage(
         accelerator: Of `grpo_rm.devices`.
         parameters: What the stage depends on. It is written beside the weights.
         output: Directory of the model.
+        curve: CSV file of the learning curve.
         objective: Of the loss, where it is GRPO-RM's.
         initial_model: SHA-256 of the weights it starts from, where they are a model of this project.
         reward_files: What the loss is made of beside this repository.
@@ -99,7 +101,7 @@ def train_stage(
             run.set_tags({"resumed_at_step": str(trainer.step)})
         best = trainer.fit()
         if run:
-            _write(best, trainer, origin, output, run)
+            _write(best, trainer, origin, run, output=output, curve=curve)
 
 
 def _objective_options(objective: Objective | None, *, batches_per_epoch: int) -> dict[str, Any]:
@@ -113,10 +115,9 @@ def _objective_options(objective: Objective | None, *, batches_per_epoch: int) -
     }
 
 
-def _write(model: Model, trainer: Trainer, origin: dict[str, Any], output: Path, run: Run) -> None:
+def _write(model: Model, trainer: Trainer, origin: dict[str, Any], run: Run, *, output: Path, curve: Path) -> None:
     save_model(model, output)
     write_json(output / "training.json", origin)
-    curve = CURVES / f"{output.name}.csv"
     write_csv(curve, trainer.history)
     run.set_tags({"model.sha256": sha256(output / WEIGHTS), "best_epoch": str(trainer.best["epoch"])})
     run.log_artifacts(output, folder="model")
@@ -204,5 +205,5 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def recipe(training: Training) -> Recipe:
-    """Return the trainer's part of a block of params.yaml: all but what is of the batches."""
-    return Recipe(**training.model_dump(exclude={"batch_size", "augmentation"}))
+    """Return the trainer's part of a block of params.yaml: all but what is of the batches and other trainings."""
+    return Recipe(**training.model_dump(exclude={"batch_size", "augmentation", "seeds"}))

@@ -19,6 +19,8 @@ from grpo_rm.evaluation.geometry import alignment, effective_rank, uniformity
 from grpo_rm.evaluation.inputs import FloatArray
 from grpo_rm.evaluation.knn import knn_predictions
 from grpo_rm.evaluation.linear_probe import linear_probe
+from grpo_rm.evaluation.metric_sums import classifier_sums, head_sums
+from grpo_rm.evaluation.resampling import MetricSums, mean_sums
 from grpo_rm.evaluation.retrieval import retrieve
 from grpo_rm.inference import Predictions
 
@@ -36,6 +38,11 @@ class Measurement:
 
     metrics: dict[str, float]
     scores: dict[str, Scores]
+
+    def sums(self, test: Predictions) -> dict[str, MetricSums]:
+        """Return what the model is compared by: `scores`, and metrics of the head that a resample measures anew."""
+        means = {name: mean_sums(scores) for name, scores in self.scores.items()}
+        return means | head_sums(test.logits, test.labels)
 
 
 def measure(
@@ -79,8 +86,6 @@ def measure(
 
 def measure_head(predictions: Predictions) -> dict[str, float]:
     """Measure what follows from the logits of a split alone, without a temperature."""
-    from grpo_rm.evaluation.metric_sums import classifier_sums
-
     return {name: sums.value for name, sums in classifier_sums(predictions.logits, predictions.labels).items()}
 
 

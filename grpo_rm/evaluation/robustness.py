@@ -130,9 +130,13 @@ def robustness_scores(answers: Answers) -> dict[str, NDArray[np.float64]]:
 
 
 def robustness_rows(answers: Answers) -> list[dict[str, float]]:
-    """Return a row per strength with the accuracy under each corruption: DVC draws a column as a curve."""
+    """Return a row per strength with the accuracy under each corruption and their mean: DVC draws a column as a
+    curve.
+    """
     accuracies = answers.mean(axis=2)
     return [
-        {"strength": strength} | dict(zip(CORRUPTIONS, map(float, accuracies[:, column]), strict=True))
+        {"strength": strength}
+        | dict(zip(CORRUPTIONS, map(float, accuracies[:, column]), strict=True))
+        | {"mean": float(accuracies[:, column].mean())}
         for column, strength in enumerate(STRENGTHS)
     ]

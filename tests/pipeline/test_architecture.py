@@ -45,7 +45,8 @@ def test_that_test_can_fail():
 
 
 @pytest.mark.parametrize(
-    "module", ["prepare", "extra_sets", "validate", "pretrain", "finetune", "evaluate", "export", "register"]
+    "module",
+    ["prepare", "extra_sets", "validate", "pretrain", "finetune", "evaluate", "export", "register", "report"],
 )
 def test_a_stage_starts_without_slow_imports(module):
     slow = ("torch", "timm", "mlflow", "great_expectations", "prefect", "sklearn", "matplotlib")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo_rm.config import Finetuning
+
 ROOT = Path(__file__).parents[2]
 # They do not decide what a stage writes; the schema is a dependency of the stage `params`.
 NOT_RESULTS = {
@@ -26,6 +28,7 @@ NOT_RESULTS = {
     "pipelines/tracking/system.py",
     "pipelines/tracking/upload.py",
 }
+FINETUNING = ("finetune", "grpo_rm_seed", "cross_entropy_seed")
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES, ARMS = DVC["stages"], DVC["vars"][0]["arms"]
 
@@ -64,6 +67,12 @@ def code_of(file: str) -> set[str]:
 
 def definition(stage: str) -> dict:
     return STAGES[stage].get("do", STAGES[stage])
+
+
+def params_of(stage: str) -> list[str]:
+    """Return the parameters of a stage; they are named alone, or below their file."""
+    entries = definition(stage).get("params", [])
+    return [name for entry in entries for name in (entry["params.yaml"] if isinstance(entry, dict) else [entry])]
 
 
 def stage_file(stage: str) -> str:
@@ -111,6 +120,21 @@ def test_no_stage_imports_another():
 
 def test_every_block_of_params_has_a_stage():
     blocks = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
-    read = {name.split(".")[0] for stage in STAGES for name in definition(stage).get("params", [])}
+    read = {name.split(".")[0] for stage in STAGES for name in params_of(stage)}
     read |= {arm["block"] for arm in ARMS.values()}
     assert blocks - read == {"loader", "tracking"}, "they change no output"
+
+
+@pytest.mark.parametrize("stage", FINETUNING)
+def test_fine_tuning_depends_on_all_of_its_block_but_the_list_of_seeds(stage):
+    named = [name for name in params_of(stage) if name.startswith("finetune")]
+    assert sorted(named) == sorted(f"finetune.{key}" for key in Finetuning.model_fields if key != "seeds")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_further_seed_depends_on_what_its_arm_depends_on_but_seed(arm):
+    varied, seeds = ARMS[arm], definition(f"{arm}_seed")
+    assert seeds["vars"] == [{"files": varied["files"]}]
+    assert [entry.replace("${files}", "${item.files}") for entry in seeds["deps"]] == definition("finetune")["deps"]
+    of_the_arm = {name.replace("${item.block}", varied["block"]) for name in params_of("finetune")}
+    assert set(params_of(f"{arm}_seed")) == of_the_arm - {"seed"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipelines.embedding_map import MIN_IMAGES, SIDE, class_colors, map_points, tsne
+from pipelines.reporting.embedding_map import MIN_IMAGES, SIDE, class_colors, map_points, tsne
 
 LABELS = np.repeat([0, 1, 2], 20)
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from grpo_rm.datasets import Split
 from grpo_rm.inference import Predictions
-from pipelines.examples import confused_images, worst_mistakes
-from pipelines.thumbnails import SIDE, thumbnail
+from pipelines.reporting.examples import confused_images, worst_mistakes
+from pipelines.reporting.thumbnails import SIDE, thumbnail
 
 CLASSES = ["cat", "dog", "owl"]
 LABELS = np.array([0, 0, 1, 2, 0])

@@ -67,7 +67,7 @@ def trained_on() -> list[str]:
 def test_no_sets_leave_an_empty_folder(here):
     parameters()
     extra_sets.main()
-    assert (here / "data/extra").is_dir() and not list((here / "data/extra").iterdir())
+    assert tree(here / "data/extra") == {"sets.json": b"{}\n"}
 
 
 def test_sets_of_former_names_are_gone(here, capsys):
@@ -76,11 +76,12 @@ def test_sets_of_former_names_are_gone(here, capsys):
     extra_sets.main()
     assert "extra_sets: sketch, 10 images, without 1 of the classes, 0 that cannot" in capsys.readouterr().out
     files = {"extra.json", "manifest.parquet", "test/00000.parquet"}
-    assert set(tree(here / "data/extra")) == {f"{name}/{file}" for name in ("sketch", "again") for file in files}
+    of_sets = {f"{name}/{file}" for name in ("sketch", "again") for file in files}
+    assert set(tree(here / "data/extra")) == {"sets.json", *of_sets}
     parameters(again="folder:data/raw/sketch")
     before = tree(here / "data/extra/again")
     extra_sets.main()
-    assert [path.name for path in (here / "data/extra").iterdir()] == ["again"]
+    assert {path.name for path in (here / "data/extra").iterdir()} == {"again", "sets.json"}
     assert tree(here / "data/extra/again") == before
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from grpo_rm.evaluation.corruptions import CORRUPTIONS
 from grpo_rm.evaluation.directions import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from pipelines.metric_table import metric_of, metric_table
+from pipelines.reporting.metric_table import metric_of, metric_table
 
 MEASURED_ON_IMAGES = [name for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if name not in ("size_mb", "latency_ms")]
 

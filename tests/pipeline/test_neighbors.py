@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from grpo_rm.datasets import Split
-from pipelines.neighbors import NUM_NEIGHBORS, find_neighborhoods, nearest
+from pipelines.reporting.neighbors import NUM_NEIGHBORS, find_neighborhoods, nearest
 
 RNG = np.random.default_rng(0)
 

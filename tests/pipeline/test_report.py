@@ -18,8 +18,10 @@ from grpo_rm.evaluation.calibration import (
 )
 from grpo_rm.evaluation.classification import confusion_counts, f1_macro, per_image_accuracy
 from grpo_rm.evaluation.comparison import mcnemar, paired_bootstrap
-from pipelines import plots, report
-from pipelines.metric_table import compare_metrics, metric_table
+from pipelines.plot_rows import confusion_rows, reliability_rows
+from pipelines.reporting import figures
+from pipelines.reporting.metric_table import compare_metrics, metric_table
+from pipelines.reporting.page import class_counts, largest_confusions, render_page, write_page
 
 VOID = {"meta", "link", "br", "circle", "hr", "img"}
 CLASSES = [str(digit) for digit in range(10)]
@@ -100,7 +102,7 @@ def simulate_content() -> dict[str, Any]:
     for name, values in logits.items():
         temperature = evaluation["models"][name]["temperature"]
         bins = reliability_bins(values, labels), reliability_bins(values / temperature, labels)
-        reliability[name] = plots.reliability_rows(*bins)
+        reliability[name] = reliability_rows(*bins)
     counts = {"train": [107, 109, 106, 110, 109, 109, 109, 107, 104, 108], "val": [35, 36] * 5, "test": [36] * 10}
     return {
         "evaluation": evaluation,
@@ -137,7 +139,7 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(content: dict[str, Any]) -> str:
-    return report.render_report(**content)
+    return render_page(**content)
 
 
 class Page(HTMLParser):
@@ -195,7 +197,7 @@ def test_page_needs_no_network_and_no_script(page: str) -> None:
 
 
 def test_page_is_small_and_has_the_same_bytes_twice(page: str) -> None:
-    assert report.render_report(**simulate_content()) == page
+    assert render_page(**simulate_content()) == page
     assert len(page.encode()) < 500_000
 
 
@@ -237,7 +239,7 @@ def test_metrics_run_from_few_to_many_neighbours() -> None:
 
 def headline(content: dict[str, Any], comparison: dict[str, Any]) -> str:
     evaluation = content["evaluation"] | {"comparison": comparison}
-    page = report.render_report(**content | WITHOUT_CURVES | {"evaluation": evaluation})
+    page = render_page(**content | WITHOUT_CURVES | {"evaluation": evaluation})
     match = re.search(r"<h1>.*?</h1>", page, re.DOTALL)
     assert match is not None
     return Page(match[0]).words
@@ -279,7 +281,7 @@ def test_hostile_class_names_are_text(content: dict[str, Any]) -> None:
     classes = [*hostile, *CLASSES[6:]]
     counts = {split: dict(zip(classes, range(10), strict=True)) for split in ("train", "val", "test")}
     dataset = content["dataset"] | {"name": hostile[0], "classes": classes, "counts": counts}
-    page = Page(report.render_report(**content | WITHOUT_CURVES | {"dataset": dataset}))
+    page = Page(render_page(**content | WITHOUT_CURVES | {"dataset": dataset}))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img"})
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text and "$x_{$" in page.text
@@ -287,10 +289,10 @@ def test_hostile_class_names_are_text(content: dict[str, Any]) -> None:
 
 def test_page_without_statistics_comparison_or_curves(content: dict[str, Any]) -> None:
     histories = {"cross_entropy": content["histories"]["cross_entropy"]}
-    page = Page(report.render_report(**content | {"histories": histories}))
+    page = Page(render_page(**content | {"histories": histories}))
     assert "No GRPO statistics were recorded." in page.words
     evaluation = {"models": content["evaluation"]["models"]}
-    page = Page(report.render_report(**content | WITHOUT_CURVES | {"evaluation": evaluation}))
+    page = Page(render_page(**content | WITHOUT_CURVES | {"evaluation": evaluation}))
     assert "were not compared" in page.words and "No learning curves were recorded." in page.words
 
 
@@ -298,22 +300,22 @@ def test_many_classes_stay_readable_and_small() -> None:
     num_classes = 1000
     names = [f"class {i}" for i in range(num_classes)]
     counts = np.random.default_rng(0).integers(0, 3, (num_classes, num_classes)) + 40 * np.eye(num_classes, dtype=int)
-    svg = plots.confusion_figure(counts, names)
+    svg = figures.confusion_figure(counts, names)
     assert len(svg) < 500_000 and "class 7" not in svg and "data:image/png;base64," in svg
-    assert len(plots.confusion_figure(counts[:30, :30], names[:30])) < 500_000
+    assert len(figures.confusion_figure(counts[:30, :30], names[:30])) < 500_000
     dataset = {"classes": names, "counts": {"train": {name: 1000 - i for i, name in enumerate(names)}}}
-    layout = report.class_counts(dataset)
+    layout = class_counts(dataset)
     assert layout["rows"][0] == ("class 999", [1]) and layout["num_hidden"] == 970 and layout["totals"] == [500500]
 
 
 def test_long_class_names_keep_their_ends() -> None:
-    svg = plots.confusion_figure(np.eye(2, dtype=int), ["a very long family name, 1", "a very long family name, 2"])
+    svg = figures.confusion_figure(np.eye(2, dtype=int), ["a very long family name, 1", "a very long family name, 2"])
     assert "name, 1<" in svg and "name, 2<" in svg and "family name" not in svg
 
 
 def test_largest_confusions() -> None:
     counts = np.array([[8, 2, 0], [1, 5, 4], [0, 0, 9]])
-    rows = report.largest_confusions(counts, ["a", "b", "c"])
+    rows = largest_confusions(counts, ["a", "b", "c"])
     assert [(row["actual"], row["predicted"], row["count"], row["share"]) for row in rows] == [
         ("b", "c", 4, 0.4),
         ("a", "b", 2, 0.2),
@@ -322,21 +324,21 @@ def test_largest_confusions() -> None:
 
 
 def test_confusion_rows_name_the_classes() -> None:
-    rows = plots.confusion_rows(np.array([0, 1, 1]), [0, 0, 1], ["cat", "dog"])
+    rows = confusion_rows(np.array([0, 1, 1]), [0, 0, 1], ["cat", "dog"])
     assert rows == [
         {"actual": "cat", "predicted": "cat"},
         {"actual": "cat", "predicted": "dog"},
         {"actual": "dog", "predicted": "dog"},
     ]
     with pytest.raises(ValueError, match="got label 2, expected a class index from 0 to 1"):
-        plots.confusion_rows([0], [2], ["cat", "dog"])
+        confusion_rows([0], [2], ["cat", "dog"])
     with pytest.raises(ValueError, match="got 1 predictions for 2 labels"):
-        plots.confusion_rows([0], [1, 1], ["cat", "dog"])
+        confusion_rows([0], [1, 1], ["cat", "dog"])
 
 
 def test_reliability_rows_keep_the_order_and_the_kind() -> None:
     raw = [{"confidence": 0.5, "accuracy": 0.4, "count": 5}, {"confidence": 0.9, "accuracy": 0.8, "count": 10}]
-    rows = plots.reliability_rows(raw, [{"confidence": 0.7, "accuracy": 0.7, "count": 15}])
+    rows = reliability_rows(raw, [{"confidence": 0.7, "accuracy": 0.7, "count": 15}])
     assert [row["kind"] for row in rows] == ["raw", "raw", "calibrated"]
     assert rows[1] == {"confidence": 0.9, "accuracy": 0.8, "count": 10, "kind": "raw"}
 
@@ -344,19 +346,19 @@ def test_reliability_rows_keep_the_order_and_the_kind() -> None:
 def test_figures_leave_the_users_matplotlib_alone(content: dict[str, Any]) -> None:
     import matplotlib
 
-    svg = plots.confusion_figure(content["confusion"], CLASSES)
+    svg = figures.confusion_figure(content["confusion"], CLASSES)
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "svg.fonttype": "path"}):
-        assert plots.confusion_figure(content["confusion"], CLASSES) == svg
+        assert figures.confusion_figure(content["confusion"], CLASSES) == svg
     assert dict(matplotlib.rcParams) == before
 
 
 def test_write_report_is_atomic(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "reports" / "index.html"
     content = content | WITHOUT_CURVES
-    report.write_report(path, **content)
-    page = report.render_report(**content)
+    write_page(path, **content)
+    page = render_page(**content)
     assert path.read_text(encoding="utf-8") == page
     with pytest.raises(ValueError, match="expected K x K for 10 classes"):
-        report.write_report(path, **content | {"confusion": np.zeros((3, 3), dtype=int)})
+        write_page(path, **content | {"confusion": np.zeros((3, 3), dtype=int)})
     assert path.read_text(encoding="utf-8") == page and [file.name for file in path.parent.iterdir()] == ["index.html"]

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import report
-from pipelines.embedding_map import Point
-from pipelines.examples import Example
-from pipelines.neighbors import Neighborhood, Picture
+from pipelines.reporting.embedding_map import Point
+from pipelines.reporting.examples import Example
+from pipelines.reporting.neighbors import Neighborhood, Picture
+from pipelines.reporting.page import render_page
 
 HOSTILE = '"><script>alert(1)</script>'
 CLASSES = ["cat", HOSTILE]
@@ -42,7 +42,7 @@ def render(**more: Any) -> Tags:
         "confusion": np.array([[1, 1], [0, 2]]),
         "lineage": {"seed": "0"},
     }
-    return Tags(report.render_report(**base | more))
+    return Tags(render_page(**base | more))
 
 
 def everything() -> dict[str, Any]:

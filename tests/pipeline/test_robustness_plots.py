@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pipelines.robustness_plots import robustness_panels
+from pipelines.reporting.robustness_plots import robustness_panels
 
 
 def rows(accuracies: list[float]) -> list[dict[str, Any]]:

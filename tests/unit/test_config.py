@@ -165,6 +165,8 @@ def test_every_key_is_required(load):
         ("pretrain__keep_best", 0),
         ("pretrain__knn_every", -1),
         ("finetune__num_iterations", 0),
+        ("finetune__seeds", 1),
+        ("finetune__seeds", [3, 1, 3]),
         ("encoder__head", "cosine"),
         ("encoder__temperature", 0),
         ("finetune__augmentation__min_crop", 0),
@@ -246,6 +248,23 @@ def test_blocks_are_checked_as_a_whole(load):
     assert line == "objective: eps is 0, expected at least 1e-6 with the regressive surrogate, better 0.01"
     (line,) = message_of(load, finetune__monitor="val_knn_top1_k20_t0.07")
     assert line == "finetune: monitor is val_knn_top1_k20_t0.07, but knn_every is 0: set it to 1 or more"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", True, None])
+def test_a_further_seed_that_is_no_seed(load, seed):
+    (line,) = message_of(load, finetune__seeds=[1, seed])
+    assert line.startswith(f"finetune.seeds.1: got {seed!r}, expected ")
+
+
+def test_further_seeds_differ_from_each_other_and_from_seed(load):
+    (line,) = message_of(load, finetune__seeds=[3, 1, 3])
+    assert line == "finetune.seeds: got [3, 1, 3], expected each seed once: remove the second 3"
+    (line,) = message_of(load, seed=4, finetune__seeds=[1, 4])
+    assert line == (
+        "finetune.seeds: got [1, 4], expected seeds beside seed, which is 4 and trained with anyway: remove 4"
+    )
+    (line,) = message_of(load, pretrain__seeds=[1])
+    assert line.startswith("pretrain.seeds: unknown key")
 
 
 @pytest.mark.parametrize(
@@ -369,6 +388,7 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("register__gate__thresholds", {"ece": 0.1, "onnx/size_mb": 5, "knn_top1_k20_t0.07": 0}),
         ("register__gate__min_gain_over_control", {"robustness/mce": -0.5, "f1_macro": 0.01}),
         ("seed", 2**32 - 1),
+        ("finetune__seeds", [2**32 - 1, 1]),
     ],
 )
 def test_values_at_the_edge_are_accepted(load, key, value):
@@ -418,9 +438,9 @@ def test_a_missing_file(tmp_path, monkeypatch):
 
 def test_blocks_have_every_setting_of_the_recipe_and_its_value_where_there_is_a_default():
     """What changes the result by default would be a surprise."""
-    of_batches = {"batch_size", "augmentation"}
+    of_batches, of_others = {"batch_size", "augmentation"}, {"seeds"}
     settings = {field.name: field.default for field in fields(Recipe)}
-    assert set(PARAMS["finetune"]) - of_batches == set(settings)
+    assert set(PARAMS["finetune"]) - of_batches - of_others == set(settings)
     assert set(PARAMS["pretrain"]) - of_batches == set(settings) - {"num_iterations"}
     tuned = {"epochs", "learning_rate", "warmup_epochs"}
     for block in ("pretrain", "finetune"):

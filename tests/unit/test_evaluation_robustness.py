@@ -117,7 +117,7 @@ def test_metrics_and_rows_by_hand():
     assert [row["strength"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["noise"] for row in rows] == [0, 1, 1, 1, 1]
     assert [row["contrast"] for row in rows] == [0, 0, 0.5, 1, 1]
-    assert list(rows[0]) == ["strength", *CORRUPTIONS]
+    assert list(rows[0]) == ["strength", *CORRUPTIONS, "mean"]
     assert robustness_scores(answers)["robustness/brightness"].tolist() == [0.8] * 5 + [1.0] * 5
 
 

@@ -1,6 +1,6 @@
 """Tables as CSV files: rows need not have the same columns, as a metric may be measured in some epochs only."""
 
-from pipelines.tables import read_numbers, write_csv
+from pipelines.tables import read_csv, write_csv
 
 
 def test_rows_with_other_columns(tmp_path):
@@ -11,4 +11,4 @@ def test_rows_with_other_columns(tmp_path):
         "1.0,0.5,",
         "2.0,0.25,0.75",
     ]
-    assert read_numbers(tmp_path / "deep" / "curve.csv") == rows
+    assert read_csv(tmp_path / "deep" / "curve.csv") == rows

@@ -1,22 +1,27 @@
-"""Figures of the report as SVG text, and the rows behind DVC's plots.
+"""Figures of the report as SVG text.
 
-The same input gives the same bytes (see `pipelines.svg`).
+The same input gives the same bytes (see `pipelines.reporting.svg`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipelines.svg import COLORS, INK, MUTED, OTHER_COLOR, PAGE, render_svg
+from pipelines.reporting.svg import COLORS, INK, MUTED, OTHER_COLOR, PAGE, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MODEL_NAMES = {"pretrain": "Pretrained", "cross_entropy": "Cross-entropy (control)", "grpo_rm": "GRPO-RM"}
+MODEL_NAMES = {
+    "pretrain": "Pretrained",
+    "cross_entropy": "Cross-entropy (control)",
+    "grpo_rm": "GRPO-RM",
+    "champion": "Champion",
+}
 MAX_CLASSES_WITH_TEXT = 30  # beyond it a cell is too small for a number
 MAX_RASTER_CELLS = 400  # per side; more classes are summed in blocks, so the file stays small
 MAX_MARKERS = 30  # a longer curve is a line without dots
@@ -44,61 +49,6 @@ class Panel(NamedTuple):
     title: str
     note: str
     svg: str
-
-
-# --- Rows for DVC -------------------------------------------------------------------------------------------------
-
-
-def confusion_rows(predictions: Iterable[int], labels: Iterable[int], classes: Sequence[str]) -> list[dict[str, str]]:
-    """One row per image for DVC's `confusion` template.
-
-    Args:
-        predictions: (N,) predicted class indices.
-        labels: (N,) true class indices.
-        classes: K class names.
-
-    Returns:
-        N rows with the class names `actual` and `predicted`.
-
-    Raises:
-        ValueError: the two differ in length, or an index is outside [0, K).
-    """
-    predicted, actual = _class_indices(predictions, "prediction", classes), _class_indices(labels, "label", classes)
-    if len(predicted) != len(actual):
-        raise ValueError(f"got {len(predicted)} predictions for {len(actual)} labels; give one prediction per label")
-    return [{"actual": classes[a], "predicted": classes[p]} for a, p in zip(actual, predicted, strict=True)]
-
-
-def reliability_rows(
-    raw_bins: Iterable[Mapping[str, Any]], calibrated_bins: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Rows of a reliability diagram before (`kind` raw) and after (`kind` calibrated) temperature scaling.
-
-    Args:
-        raw_bins: what `grpo_rm.evaluation.calibration.reliability_bins` returns for the logits.
-        calibrated_bins: the same for the logits divided by the temperature.
-
-    Returns:
-        Rows with `confidence` and `accuracy` in [0, 1], `count` and `kind`; empty bins are left out.
-    """
-    kinds = {"raw": raw_bins, "calibrated": calibrated_bins}
-    return [
-        {"confidence": b["confidence"], "accuracy": b["accuracy"], "count": int(b["count"]), "kind": kind}
-        for kind, bins in kinds.items()
-        for b in bins
-        if b["count"] > 0
-    ]
-
-
-def _class_indices(values: Iterable[int], what: str, classes: Sequence[str]) -> list[int]:
-    indices = [int(value) for value in values]
-    outside = [index for index in indices if not 0 <= index < len(classes)]
-    if outside:
-        raise ValueError(f"got {what} {outside[0]}, expected a class index from 0 to {len(classes) - 1}")
-    return indices
-
-
-# --- Figures ------------------------------------------------------------------------------------------------------
 
 
 def learning_panels(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from grpo_rm.evaluation.comparison import Interval, describe, shown
 from grpo_rm.evaluation.corruptions import CORRUPTIONS
 from grpo_rm.evaluation.directions import is_higher_better
-from pipelines.plots import MODEL_NAMES
+from pipelines.reporting.figures import MODEL_NAMES
 
+CORRUPTED = "Corrupted images"  # a group of the table
 ROBUSTNESS = "robustness"  # what is before the slash of a metric measured on corrupted images
 
 
@@ -37,6 +38,7 @@ class Metric(NamedTuple):
 
 NAMES = {  # in the order of the table; {}: a number
     "accuracy": Name("Accuracy", "Classification", True, "accuracy"),
+    "accuracy_without_copies": Name("Accuracy without training images", "Classification", True),
     "top5_accuracy": Name("Top-5 accuracy", "Classification", True),
     "f1_macro": Name("Macro F1", "Classification", True, "macro F1"),
     "worst_class_accuracy": Name("Accuracy of the worst class", "Classification", True),
@@ -57,10 +59,10 @@ NAMES = {  # in the order of the table; {}: a number
     "nll_calibrated": Name("NLL, scaled, nats", "Calibration"),
     "brier_calibrated": Name("Brier score, scaled", "Calibration"),
     "ece_calibrated": Name("ECE, scaled", "Calibration"),
-    "mce": Name("Mean corruption error, pretrained = 100", "Corrupted images", True),
+    "mce": Name("Mean corruption error, pretrained = 100", CORRUPTED, True),
 }
 PATTERNS = {known: re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+(?:\\.\\d+)?)", known)) for known in NAMES}
-GROUPS = ("Classification", "Embedding", "Calibration", "Corrupted images")
+GROUPS = ("Classification", "Embedding", "Calibration", CORRUPTED)
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,21 @@ def metric_of(key: str) -> Metric:
     """Return how a metric of `evaluation.json` is shown; one that is not known is shown under its own name."""
     place, _, last = key.rpartition("/")
     if place == ROBUSTNESS and last in CORRUPTIONS:  # the accuracy under one of them
-        return Metric(f"Accuracy, {last}", "Corrupted images", is_higher_better("accuracy"), True)
+        called = "JPEG" if last == "jpeg" else last
+        return Metric(f"Accuracy, {called}", CORRUPTED, True, True, f"accuracy under {called}")
     known = _pattern_of(last)
     if known is None:
         return Metric(key, "Other", None)
     name, numbers = NAMES[known], PATTERNS[known].fullmatch(last)
     assert numbers
     text = name.text.format(**numbers.groupdict())
-    if place == ROBUSTNESS and last == "accuracy":
-        text = "Accuracy, mean of all"
-    group = "Corrupted images" if place == ROBUSTNESS else f"Test set {place}" if place else name.group
-    return Metric(text, group, _direction(last), name.is_share, name.short)
+    short = name.short or text
+    if place == ROBUSTNESS:
+        text = "Accuracy, mean of all" if last == "accuracy" else text
+        return Metric(text, CORRUPTED, _direction(last), name.is_share, f"{short} on corrupted images")
+    if place:
+        return Metric(text, f"Test set {place}", _direction(last), name.is_share, f"{short} on {place}")
+    return Metric(text, name.group, _direction(last), name.is_share, short)
 
 
 def metric_table(

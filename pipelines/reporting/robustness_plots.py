@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.plots import Panel, draw_curves
-from pipelines.svg import render_svg
+from pipelines.reporting.figures import Panel, draw_curves
+from pipelines.reporting.svg import render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,13 @@ def robustness_panels(robustness: Mapping[str, Rows]) -> list[Panel]:
     columns = dict.fromkeys(name for rows in robustness.values() for row in rows for name in row if name != "strength")
     values = [100 * float(row[name]) for rows in robustness.values() for row in rows for name in columns]
     lowest = min(values, default=0.0)
-    return [Panel(name.capitalize(), "", _figure(_curves(robustness, name), name, lowest=lowest)) for name in columns]
+    in_order = sorted(columns, key=lambda name: name != "mean")
+    return [Panel(title_of(name), "", _figure(_curves(robustness, name), name, lowest=lowest)) for name in in_order]
+
+
+def title_of(column: str) -> str:
+    """Return what a corruption, or their mean, is called on the page."""
+    return "JPEG" if column == "jpeg" else column.capitalize()
 
 
 def _curves(robustness: Mapping[str, Rows], column: str) -> Curves:

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from grpo_rm.datasets import Split
 from grpo_rm.inference import Predictions
-from pipelines.thumbnails import thumbnail
+from pipelines.reporting.thumbnails import thumbnail
 
 MAX_MISTAKES = 12
 IMAGES_PER_CONFUSION = 4

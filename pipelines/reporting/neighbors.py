@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_rm.datasets import Split
-from pipelines.thumbnails import thumbnail
+from pipelines.reporting.thumbnails import thumbnail
 
 NUM_IMAGES = 6
 NUM_NEIGHBORS = 5

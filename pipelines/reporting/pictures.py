@@ -6,10 +6,10 @@ from typing import Any
 from grpo_rm.datasets import read_split
 from grpo_rm.evaluation.robustness import choose_images
 from pipelines.batches import PREPARED
-from pipelines.embedding_map import MAX_IMAGES, map_points
-from pipelines.examples import confused_images, worst_mistakes
-from pipelines.neighbors import NUM_IMAGES, find_neighborhoods
 from pipelines.predictions import Outputs
+from pipelines.reporting.embedding_map import MAX_IMAGES, map_points
+from pipelines.reporting.examples import confused_images, worst_mistakes
+from pipelines.reporting.neighbors import NUM_IMAGES, find_neighborhoods
 
 
 def report_pictures(
