@@ -35,8 +35,8 @@ def linear_probe(
     """Fit multinomial logistic regression on train, choose C on validation, report on test.
 
     Embeddings are standardised with the mean and standard deviation of train. Of several C with the same validation
-    accuracy the smallest, the strongest penalty, is taken. Deterministic: L-BFGS from zero, on one BLAS thread. A fit whose
-    gradient is below the tolerance already with the weights of the smaller C is those weights.
+    accuracy the smallest, the strongest penalty, is taken. Deterministic: L-BFGS from zero, on one BLAS thread.
+    Where the weights of the smaller C are within the tolerance already, they are kept.
 
     Args:
         train: embeddings (N, D) and labels (N,), NumPy; at least two classes.

@@ -56,7 +56,7 @@ def test_warm_start_and_tolerance_cost_no_accuracy(inverse_penalty):
     train, val, test = splits(6, sizes=(2000, 500, 2000), dimensions=30, num_classes=10, noise=1.0)
     tight = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, tol=1e-6, max_iter=1000))
     expected = tight.fit(train[0].astype(np.float64), train[1]).predict(test[0])
-    *_, probe = _probes(train, val, test, [C for C in DEFAULT_CS if C <= inverse_penalty])
+    *_, probe = _probes(train, val, test, [C for C in DEFAULT_CS if inverse_penalty >= C])
     assert probe.best_c == inverse_penalty
     assert (probe.predictions == expected).mean() > 0.995
     assert probe.accuracy == pytest.approx((expected == test[1]).mean(), abs=2e-3)
