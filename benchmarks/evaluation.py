@@ -1,9 +1,9 @@
-"""Evaluation: k-NN beside the bare matrix product and top-k, its memory, and how long retrieval takes.
+"""Evaluation: four models; k-NN beside the bare matrix product and top-k, and its memory; retrieval.
 
     python -m benchmarks.evaluation               writes benchmarks/results/evaluation-<machine>.json, prints its table
     python -m benchmarks.evaluation --only knn    one part, prints only
 
-The embeddings are noise: the time hardly depends on what they are.
+The embeddings of k-NN and retrieval are noise: their time hardly depends on what they are.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks import knn
+from benchmarks import four_models, knn
 from benchmarks.data import summarize
 from benchmarks.pipeline import ROOT, describe_machine
 from benchmarks.training import commit
@@ -27,12 +27,12 @@ from benchmarks.training_table import machine_name
 from grpo_rm.evaluation.retrieval import retrieve
 
 RESULTS = ROOT / "benchmarks/results"
-ROUNDS = 5
+ROUNDS, MODEL_ROUNDS = 5, 3
 
 
 def main() -> None:
     """Measure, write the result, print the table."""
-    parts = {"knn": measure_knn, "retrieval": measure_retrieval}
+    parts = {"models": measure_models, "knn": measure_knn, "retrieval": measure_retrieval}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description="Measure the evaluation.")
     parser.add_argument("--only", choices=parts, help="one part, without a file")
     options = parser.parse_args()
@@ -44,6 +44,12 @@ def main() -> None:
         path = RESULTS / f"evaluation-{machine_name(result['machine'])}.json"
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(format_table(result))
+
+
+def measure_models() -> dict[str, Any]:
+    """Return seconds to evaluate four models, with those of each part."""
+    rounds = [four_models.evaluate_models() for _ in range(MODEL_ROUNDS)]
+    return {"threads": torch.get_num_threads(), **summarize(rounds)}
 
 
 def measure_knn() -> dict[str, Any]:
@@ -90,6 +96,12 @@ def seconds_of(work: Callable[[], object]) -> float:
 def format_table(result: dict[str, Any]) -> str:
     """Return the measurements as Markdown."""
     machine, rows = result["machine"], []
+    if "models" in result:
+        part, size = result["models"], four_models.SIZES["test"]
+        what = f"evaluating {four_models.NUM_MODELS} models on {size:,} images of 32 x 32"
+        rows.append((what, f"{_spread(part['seconds'])} s, {part['threads']} threads", "at most 60"))
+        names = ("predict", "measure", *(f"measure/{name}" for name in four_models.PARTS), "write", "compare")
+        rows += [(f"of it, {name}", f"{_spread(part[name])} s", "") for name in names]
     if "knn" in result:
         part = result["knn"]
         pair = f"{part['seconds']['median']:.2f} and {part['bare_seconds']['median']:.2f} s"

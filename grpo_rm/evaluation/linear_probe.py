@@ -1,19 +1,16 @@
 """Softmax regression on frozen embeddings."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from grpo_rm.evaluation.inputs import FloatArray, IntArray, check_embeddings, check_labels
 
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
-
 DEFAULT_CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+TOLERANCE = 1e-4  # largest entry of the gradient of the mean loss. 1e-6 took 7 times as long, for the same accuracy
 
 Split = tuple[FloatArray, IntArray]  # embeddings (N, D), labels (N,)
 
@@ -39,6 +36,7 @@ def linear_probe(
 
     Embeddings are standardised with the mean and standard deviation of train. Of several C with the same validation
     accuracy the smallest, the strongest penalty, is taken. Deterministic: L-BFGS from zero, on one BLAS thread.
+    Where the weights of the smaller C are within the tolerance already, they are kept.
 
     Args:
         train: embeddings (N, D) and labels (N,), NumPy; at least two classes.
@@ -52,28 +50,31 @@ def linear_probe(
     from threadpoolctl import threadpool_limits
 
     _check_arguments((train, val, test), Cs)
-    # One thread: these products are so small that handing them to several costs far more time than it saves,
+    # One thread: these products are so narrow that handing them to several costs far more time than it saves,
     # and the order of the sums, hence the last digit, no longer depends on the number of cores.
     with threadpool_limits(limits=1, user_api="blas"):
-        fits = [(C, _fit(train, C)) for C in sorted(set(Cs))]
-        val_accuracies = [_accuracy(model.predict(val[0]), val[1]) for _, model in fits]
-        best = int(np.argmax(val_accuracies))  # the first of equals, so the smallest C
-        predictions = fits[best][1].predict(test[0]).astype(np.int64)
-    return LinearProbe(_accuracy(predictions, test[1]), predictions, fits[best][0], val_accuracies[best])
+        probes = list(_probes(train, val, test, sorted(set(Cs))))
+    return max(probes, key=lambda probe: probe.val_accuracy)  # the first of equals, so the smallest C
 
 
-def _fit(train: Split, inverse_penalty: float) -> "Pipeline":
+def _probes(train: Split, val: Split, test: Split, grid: Sequence[float]) -> Iterator[LinearProbe]:
+    """Yield the probe of each C; each fit begins where the one before ended, which saves most of its steps."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # float64, because the line search of L-BFGS fails near the optimum in float32.
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, tol=1e-6, max_iter=1000))
-    with warnings.catch_warnings():
-        # A fit that meets max_iter is a candidate like the others: it was stopped early, and validation judges it.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(train[0].astype(np.float64), train[1])
+    scaler = StandardScaler().fit(train[0])
+    # float32 takes half the time and suffices for this tolerance; for a smaller one the line search would fail.
+    train_points, val_points, test_points = (scaler.transform(x).astype(np.float32) for x, _ in (train, val, test))
+    model = LogisticRegression(tol=TOLERANCE, max_iter=1000, warm_start=True)
+    for inverse_penalty in grid:
+        with warnings.catch_warnings():
+            # A fit that meets max_iter is a candidate like the others: it was stopped early, and validation judges it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=inverse_penalty).fit(train_points, train[1])
+        predictions = model.predict(test_points).astype(np.int64)
+        val_accuracy = _accuracy(model.predict(val_points), val[1])
+        yield LinearProbe(_accuracy(predictions, test[1]), predictions, inverse_penalty, val_accuracy)
 
 
 def _accuracy(predictions: IntArray, labels: IntArray) -> float:
