@@ -19,10 +19,11 @@ from PIL import Image
 
 from grpo_rm.checkpoint import save_model
 from grpo_rm.evaluation.comparison import compare_metrics, correct
-from grpo_rm.evaluation.measurement import Measurement, measure
+from grpo_rm.evaluation.measurement import measure
 from grpo_rm.model import Model, ModelConfig
 from pipelines.batches import PREPARED
-from pipelines.predictions import SPLITS, Outputs, predict_splits, write_predictions
+from pipelines.measurements import test_sums
+from pipelines.predictions import SPLITS, predict_splits, write_predictions
 from pipelines.preparation.shards import ShardRow, write_shard
 
 SIZES = {"train": 40_000, "val": 5_000, "test": 10_000}
@@ -54,30 +55,23 @@ def evaluate_models() -> dict[str, float]:
 
 def evaluate() -> dict[str, float]:
     """Do what stage evaluate does, and take the time."""
-    seconds = dict.fromkeys(("predict", "measure", "write", "compare"), 0.0)
-    profile, measured = cProfile.Profile(), []
-    for number in range(NUM_MODELS):
-        start = time.perf_counter()
-        outputs = predict_splits(Path(f"models/{number}"), (), workers=0)
-        predicted = time.perf_counter()
-        with profile:
-            measurement = measure(*(outputs[split] for split in SPLITS), ks=[10, 20], knn_temperature=0.07)
-        measured_at = time.perf_counter()
-        write_predictions(outputs, Path(f"reports/{number}.parquet"), origin={})
-        seconds["write"] += time.perf_counter() - measured_at
-        seconds["measure"] += measured_at - predicted
-        seconds["predict"] += predicted - start
-        measured.append((measurement, outputs))
+    profile, sums = cProfile.Profile(), []
     start = time.perf_counter()
-    compare(*measured[:2])
+    outputs = predict_splits({str(n): Path(f"models/{n}") for n in range(NUM_MODELS)}, (), workers=0)
+    seconds = {"predict": time.perf_counter() - start, "measure": 0.0, "write": 0.0}
+    for name, said in outputs.items():
+        start = time.perf_counter()
+        with profile:
+            measurement = measure(*(said[split] for split in SPLITS), ks=[10, 20], knn_temperature=0.07)
+        measured = time.perf_counter()
+        write_predictions(said, Path(f"reports/{name}.parquet"), origin={})
+        seconds["write"] += time.perf_counter() - measured
+        seconds["measure"] += measured - start
+        sums.append(test_sums(measurement, said["test"], groups=[""] * SIZES["test"]))
+    start = time.perf_counter()
+    correct(compare_metrics(sums[:1], sums[1:2], num_resamples=10_000, seed=0))
     seconds["compare"] = time.perf_counter() - start
     return {"seconds": sum(seconds.values()), **seconds, **part_seconds(profile)}
-
-
-def compare(candidate: tuple[Measurement, Outputs], control: tuple[Measurement, Outputs]) -> None:
-    """Compare two models as the stage does."""
-    sums = [measurement.sums(outputs["test"]) for measurement, outputs in (candidate, control)]
-    correct(compare_metrics([sums[0]], [sums[1]], num_resamples=10_000, seed=0))
 
 
 def part_seconds(profile: cProfile.Profile) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Embeddings and logits of a whole split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from grpo_rm.datasets import Batch
 
@@ -25,26 +25,38 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[Batch], *, device: torch.device) -> Predictions:
-    """Run a model in evaluation mode over all batches. Its mode is restored afterwards.
+    """Run one model; see `predict_all`."""
+    return predict_all({"": model}, batches, device=device)[""]
+
+
+@torch.inference_mode()
+def predict_all(
+    models: Mapping[str, nn.Module], batches: Iterable[Batch], *, device: torch.device
+) -> dict[str, Predictions]:
+    """Run models in evaluation mode over the same batches, which are read once. Their modes are restored afterwards.
 
     Args:
-        model: From images (B, H, W, C) uint8 to embeddings (B, D) and logits (B, K), as a `Model`.
+        models: By name, from images (B, H, W, C) uint8 to embeddings (B, D) and logits (B, K), as a `Model`.
         batches: Images and labels.
-        device: Where the model is.
+        device: Where the models are.
     """
-    was_training = model.training
-    model.eval()
-    embeddings, logits, labels = [], [], []
+    modes = {name: model.training for name, model in models.items()}
+    labels: list[Tensor] = []
+    said: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in models}
+    for model in models.values():
+        model.eval()
     for images, targets in batches:
-        embedding, scores = model(images.to(device, non_blocking=True))
-        embeddings.append(embedding.float().cpu())  # a GPU might not hold those of all images
-        logits.append(scores.float().cpu())
+        on_device = images.to(device, non_blocking=True)
         labels.append(targets)
-    model.train(was_training)
-    return Predictions(
-        embeddings=torch.cat(embeddings).numpy(),
-        logits=torch.cat(logits).numpy(),
-        labels=torch.cat(labels).numpy(),
-    )
+        for name, model in models.items():
+            embedding, scores = model(on_device)
+            said[name].append((embedding.float().cpu(), scores.float().cpu()))  # a GPU might not hold those of all
+    for name, model in models.items():
+        model.train(modes[name])
+    return {name: _join(parts, labels) for name, parts in said.items()}
+
+
+def _join(parts: Sequence[tuple[Tensor, Tensor]], labels: Sequence[Tensor]) -> Predictions:
+    embeddings, logits = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+    return Predictions(embeddings, logits, torch.cat(list(labels)).numpy())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from grpo_rm.evaluation.robustness import Answers
     from pipelines.extra_results import ExtraSet
     from pipelines.measurements import Measured
+    from pipelines.predictions import Outputs
 
 CANDIDATE, CONTROL = "grpo_rm", "cross_entropy"
 REFERENCE = "pretrain"  # of the errors on corrupted images
@@ -49,14 +50,17 @@ def main() -> None:
 def evaluate(config: Config) -> dict[str, Any]:
     """Write predictions and plots; return the content of evaluation.json."""
     from pipelines.extra_results import read_extra_sets
+    from pipelines.predictions import predict_splits
 
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
     directories = MODELS | further_seeds(config)
+    print(f"evaluate: images, by {len(directories)} models", flush=True)
+    outputs = predict_splits(directories, config.evaluate.extra_sets, workers=config.loader.workers)
     validation: dict[str, dict[str, float]] = {}
     measured: dict[str, Measured] = {}
-    for name, directory in directories.items():
+    for name in directories:
         print(f"evaluate: {name}", flush=True)
-        measured[name], validation[name] = evaluate_model(name, directory, extra_sets, config)
+        measured[name], validation[name] = measure_model(name, outputs.pop(name), extra_sets, config)
     answers = answer_corrupted(directories, config)
     measured |= {name: measured[name] | measured_corrupted(name, answers) for name in answers}
     evaluation = {
@@ -83,16 +87,15 @@ def further_seeds(config: Config) -> dict[str, Path]:
     }
 
 
-def evaluate_model(
-    name: str, directory: Path, extra_sets: "list[ExtraSet]", config: Config
+def measure_model(
+    name: str, outputs: "Outputs", extra_sets: "list[ExtraSet]", config: Config
 ) -> "tuple[Measured, dict[str, float]]":
-    """Run a model over all images; write what it said, and plots. Return its metrics on test and on validation."""
+    """Measure a model on test, and its head on validation; write what it said, and plots."""
     from grpo_rm.evaluation.measurement import measure_head
     from pipelines.dvc_plots import write_plots
     from pipelines.measurements import measure_outputs
-    from pipelines.predictions import predict_splits, predictions_of, write_predictions
+    from pipelines.predictions import predictions_of, write_predictions
 
-    outputs = predict_splits(directory, config.evaluate.extra_sets, workers=config.loader.workers)
     write_predictions(outputs, predictions_of(name), origin=machine())
     measured = measure_outputs(outputs, extra_sets, config, has_encoder=True)
     if name in MODELS:

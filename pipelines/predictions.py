@@ -17,7 +17,7 @@ from grpo_rm.checkpoint import load_model
 from grpo_rm.datasets import read_ids
 from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from grpo_rm.evaluation.robustness import Answers
-from grpo_rm.inference import Predictions, best_device, predict
+from grpo_rm.inference import Predictions, best_device, predict_all
 from pipelines.batches import PREPARED, evaluation_batches
 
 Outputs = dict[str, Predictions]  # by split, or extra set
@@ -42,15 +42,23 @@ def corrupted_of(model: str) -> Path:
     return PREDICTIONS / "robustness" / f"{model}.parquet"
 
 
-def predict_splits(directory: Path, extra_sets: Iterable[str], *, workers: int) -> Outputs:
-    """Run a saved model over train, val, test and the extra sets, without augmentation."""
+def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *, workers: int) -> dict[str, Outputs]:
+    """Run saved models over train, val, test and the extra sets, without augmentation. Images are decoded once.
+
+    Args:
+        directories: Of the models, by name. All take images of one size.
+        extra_sets: Names.
+        workers: Processes that decode.
+    """
     device = best_device()
-    model = load_model(directory).to(device)
-    outputs = {}
-    for name in (*SPLITS, *extra_sets):
-        prepared, split = place_of(name)
-        with closing(evaluation_batches(model.config, split, prepared=prepared, workers=workers)) as batches:
-            outputs[name] = predict(model, batches.epoch(0), device=device)
+    models = {name: load_model(directory).to(device) for name, directory in directories.items()}
+    shape = next(iter(models.values())).config
+    outputs: dict[str, Outputs] = {name: {} for name in models}
+    for split in (*SPLITS, *extra_sets):
+        prepared, part = place_of(split)
+        with closing(evaluation_batches(shape, part, prepared=prepared, workers=workers)) as batches:
+            for name, predictions in predict_all(models, batches.epoch(0), device=device).items():
+                outputs[name][split] = predictions
     return outputs
 
 

@@ -53,7 +53,7 @@ def prepare_sketches() -> None:
 
 def write_answers(name: str, directory: Path) -> None:
     """Write what stage evaluate writes of a model: predictions, and answers to corrupted images."""
-    outputs = predict_splits(directory, ["sketch"], workers=0)
+    outputs = predict_splits({name: directory}, ["sketch"], workers=0)[name]
     write_predictions(outputs, predictions_of(name), origin={})
     answer_corrupted({"pretrain": MODELS["pretrain"], name: directory}, load_config())
 

@@ -195,7 +195,7 @@ def test_the_control_does_not_depend_on_rewards(workspace):
     assert workspace.succeed("dvc", "status", "--json").strip() == "{}"
     (folder / "costs.csv").write_text("true,0,1\n")
     status = json.loads(workspace.succeed("dvc", "status", "--json"))
-    assert set(status) == {"finetune@grpo_rm"}
+    assert set(status) == {"finetune@grpo_rm", "evaluate", "register"}  # the last two for matrices of costs
 
 
 def test_rewards_from_files_are_trained_with_and_recorded(workspace):
