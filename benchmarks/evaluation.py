@@ -28,6 +28,7 @@ from grpo_rm.evaluation.retrieval import retrieve
 
 RESULTS = ROOT / "benchmarks/results"
 ROUNDS, MODEL_ROUNDS = 5, 3
+MODEL_TRAIN_IMAGES = (10_000, 40_000)
 
 
 def main() -> None:
@@ -48,8 +49,10 @@ def main() -> None:
 
 def measure_models() -> dict[str, Any]:
     """Return seconds to evaluate four models, with those of each part."""
-    rounds = [four_models.evaluate_models() for _ in range(MODEL_ROUNDS)]
-    return {"threads": torch.get_num_threads(), **summarize(rounds)}
+    sizes = {
+        str(size): summarize(four_models.evaluate_models(size, rounds=MODEL_ROUNDS)) for size in MODEL_TRAIN_IMAGES
+    }
+    return {"threads": torch.get_num_threads(), "train_images": sizes}
 
 
 def measure_knn() -> dict[str, Any]:
@@ -97,11 +100,13 @@ def format_table(result: dict[str, Any]) -> str:
     """Return the measurements as Markdown."""
     machine, rows = result["machine"], []
     if "models" in result:
-        part, size = result["models"], four_models.SIZES["test"]
-        what = f"evaluating {four_models.NUM_MODELS} models on {size:,} images of 32 x 32"
-        rows.append((what, f"{_spread(part['seconds'])} s, {part['threads']} threads", "at most 60"))
-        names = ("predict", "measure", *(f"measure/{name}" for name in four_models.PARTS), "write", "compare")
-        rows += [(f"of it, {name}", f"{_spread(part[name])} s", "") for name in names]
+        for size, part in result["models"]["train_images"].items():
+            test, models = four_models.SIZES["test"], four_models.NUM_MODELS
+            what = f"evaluating {models} models on {test:,} images of 32 x 32, {int(size):,} training images"
+            rows.append((what, f"{_spread(part['seconds'])} s, {result['models']['threads']} threads", "at most 60"))
+            names = ("predict", *(f"measure/{name}" for name in four_models.PARTS), "write", "compare")
+            of_it = ", ".join(f"{name.rpartition('/')[2]} {part[name]['median']:.1f}" for name in names)
+            rows.append(("of it", f"{of_it} s", ""))
     if "knn" in result:
         part = result["knn"]
         pair = f"{part['seconds']['median']:.2f} and {part['bare_seconds']['median']:.2f} s"

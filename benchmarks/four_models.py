@@ -10,6 +10,7 @@ import io
 import pstats
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipelines.measurements import test_sums
 from pipelines.predictions import SPLITS, predict_splits, write_predictions
 from pipelines.preparation.shards import ShardRow, write_shard
 
-SIZES = {"train": 40_000, "val": 5_000, "test": 10_000}
+SIZES = {"val": 5_000, "test": 10_000}
 CLASSES = [f"{18 * number} degrees" for number in range(10)]
 SIDE, TRAINING_STEPS = 32, 100
 NUM_MODELS = 4
@@ -40,17 +41,21 @@ PARTS = (  # of `measure`
 )
 
 
-def evaluate_models() -> dict[str, float]:
+def evaluate_models(num_train: int, *, rounds: int) -> list[dict[str, float]]:
     """Return the seconds of each step and of the whole, and of the parts of `measure`; making the models not included.
 
     `seconds` is the sum of predict, measure, write and compare.
+
+    Args:
+        num_train: Training images: the memory of the k-NN and the data of the linear probe.
+        rounds: How often to evaluate.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        images, labels = make_splits()
+        images, labels = make_splits({"train": num_train, **SIZES})
         for number in range(NUM_MODELS):
             save_model(train(images, labels, seed=number), Path(f"models/{number}"))
         del images
-        return evaluate()
+        return [evaluate() for _ in range(rounds)]
 
 
 def evaluate() -> dict[str, float]:
@@ -80,9 +85,9 @@ def part_seconds(profile: cProfile.Profile) -> dict[str, float]:
     return {f"measure/{name}": functions[name].cumtime for name in PARTS}
 
 
-def make_splits() -> tuple[torch.Tensor, torch.Tensor]:
+def make_splits(sizes: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Write the prepared images of all splits, and return images (N, H, W, 1) and labels (N,) of train."""
-    for number, (split, size) in enumerate(SIZES.items()):
+    for number, (split, size) in enumerate(sizes.items()):
         images, labels = make_images(size, seed=number)
         rows = [
             ShardRow(f"{split}/{row:06}.png", encode(image), int(label))
