@@ -36,8 +36,8 @@ def linear_probe(
 
     Embeddings are standardised with the mean and standard deviation of train. Of several C with the same validation
     accuracy the smallest, the strongest penalty, is taken. Deterministic: L-BFGS on one BLAS thread, from zero for the
-    smallest C and from the fit before for each other one. So a fit is stopped early where the gradient is small already,
-    as it is for the largest C: these then hardly differ.
+    smallest C and from the fit before for each other one. So a fit is stopped early where the gradient is small
+    already, as it is for the largest C: these then hardly differ.
 
     Args:
         train: embeddings (N, D) and labels (N,), NumPy; at least two classes.
