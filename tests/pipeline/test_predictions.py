@@ -1,0 +1,101 @@
+"""Files of predictions: what is written is read again, by us and by others, and a damaged one is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from image_sets import encode, noise
+
+from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
+from grpo_rm.inference import Predictions
+from pipelines.predictions import (
+    read_corrupted,
+    read_origin,
+    read_predictions,
+    write_corrupted,
+    write_predictions,
+)
+from pipelines.preparation.shards import ShardRow, write_shard
+
+SIZES = {"train": 5, "val": 2, "test": 3, "sketch": 4}
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """What a model said of four sets of prepared images."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, size in SIZES.items():
+        folder = Path("data/extra/sketch/test" if split == "sketch" else f"data/prepared/{split}")
+        folder.mkdir(parents=True)
+        rows = [ShardRow(f"{split}-{row}", encode(noise(row)), row % 3) for row in range(size)]
+        write_shard(folder / "00000.parquet", rows, classes=["a", "b", "c"], key="")
+    return {
+        split: Predictions(
+            rng.normal(size=(size, 6)).astype(np.float32),
+            rng.normal(size=(size, 3)).astype(np.float32),
+            np.arange(size, dtype=np.int64) % 3,
+        )
+        for split, size in SIZES.items()
+    }
+
+
+def test_what_is_written_is_read(outputs):
+    path = Path("reports/predictions/grpo_rm.parquet")
+    write_predictions(outputs, path, origin={"hardware": "CPU"})
+    ids, read = read_predictions(path)
+    assert list(read) == list(SIZES) and read_origin(path) == {"hardware": "CPU"}
+    for split, size in SIZES.items():
+        assert ids[split] == [f"{split}-{row}" for row in range(size)]
+        for name in ("embeddings", "logits", "labels"):
+            np.testing.assert_array_equal(getattr(read[split], name), getattr(outputs[split], name))
+
+
+def test_others_read_it_too(outputs):
+    path = Path("grpo_rm.parquet")
+    write_predictions(outputs, path, origin={})
+    table = pq.read_table(path).to_pandas()
+    assert list(table) == ["id", "split", "label", "logits", "probabilities", "embedding"]
+    assert np.stack(table["probabilities"].to_list()).sum(axis=1) == pytest.approx(1)
+    rows = table[table["id"] == "test-1"]
+    np.testing.assert_array_equal(rows["embedding"].iloc[0], outputs["test"].embeddings[1])
+
+
+def corrupted():
+    ids = ["b", "a", "c"]
+    return ids, np.random.default_rng(0).random((len(CORRUPTIONS), len(STRENGTHS), len(ids))) < 0.5
+
+
+def test_answers_to_corrupted_images(tmp_path):
+    ids, answers = corrupted()
+    path = tmp_path / "robustness/grpo_rm.parquet"
+    write_corrupted(answers, ids, path)
+    read_ids, read = read_corrupted(path)
+    assert read_ids == ids
+    np.testing.assert_array_equal(read, answers)
+    table = pq.read_table(path).to_pandas()
+    one = table[(table["corruption"] == "blur") & (table["strength"] == 4) & (table["id"] == "a")]
+    assert one["is_right"].to_list() == [answers[list(CORRUPTIONS).index("blur"), 3, 1]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda rows: rows[:-1],
+        lambda rows: rows[1:] + rows[:1],
+        lambda rows: rows[:-1] + rows[:1],
+        lambda rows: rows[:0],
+        lambda rows: rows[:30],
+    ],
+    ids=["one missing", "another order", "one twice", "empty", "not all strengths"],
+)
+def test_a_damaged_file_of_answers_is_refused(tmp_path, damage):
+    ids, answers = corrupted()
+    path = tmp_path / "grpo_rm.parquet"
+    write_corrupted(answers, ids, path)
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist(damage(table.to_pylist()), table.schema), path)
+    with pytest.raises(ValueError, match="expected one per corruption, strength and image"):
+        read_corrupted(path)
