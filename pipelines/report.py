@@ -9,7 +9,7 @@ from pipelines import dvc_lock
 from pipelines.lineage import data_hash, git_tags, sha256
 from pipelines.stage import run_stage
 from pipelines.tables import read_csv
-from pipelines.tracking.runs import check_tracking, find_run, run_url, start_run
+from pipelines.tracking.runs import check_tracking, find_run, run_url, start_run, version_url
 
 REPORTS = Path("reports")
 PAGE = REPORTS / "index.html"
@@ -42,15 +42,15 @@ def read_content(config: Config) -> dict[str, Any]:
     from pipelines.reporting.page import largest_confusions
     from pipelines.reporting.pictures import report_pictures
 
-    dataset, evaluation = read_dataset(PREPARED), read_json("evaluation")
-    classes = dataset["classes"]
+    dataset, evaluation, registration = read_dataset(PREPARED), read_json("evaluation"), read_json("registration")
+    classes, version = dataset["classes"], registration["version"]
     outputs = {name: read_predictions(predictions_of(name))[1] for name in (BEFORE, AFTER)}
     test = outputs[AFTER]["test"]
     confusion = confusion_counts(test.logits.argmax(axis=1), test.labels, len(classes))
     cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
     return {
         "evaluation": evaluation,
-        "registration": read_json("registration"),
+        "registration": registration,
         "dataset": dataset,
         "histories": {name: read_csv(REPORTS / "training" / f"{name}.csv") for name in evaluation["models"]},
         "reliability": read_plots("reliability", texts=("kind",)),
@@ -58,7 +58,7 @@ def read_content(config: Config) -> dict[str, Any]:
         "confusion": confusion,
         "validation": read_json("validation"),
         "lineage": lineage(config),
-        "runs": find_runs(config),
+        "links": find_runs(config) | {f"version {version}": version_url(registration["name"], version)},
         **report_pictures(outputs, classes, cells, seed=config.seed),
     }
 

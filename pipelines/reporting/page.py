@@ -55,7 +55,7 @@ def render_page(
     neighborhoods: Sequence[Neighborhood] = (),
     validation: Mapping[str, Any] | None = None,
     registration: Mapping[str, Any] | None = None,
-    runs: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -73,7 +73,7 @@ def render_page(
         neighborhoods: test images with their nearest training images, by model.
         validation: the content of `reports/validation.json`; None: the page says that the data were not validated.
         registration: the content of `reports/registration.json`; None: the page says nothing of a gate.
-        runs: addresses of the MLflow runs, by stage.
+        links: addresses in MLflow, of the runs by stage and of the registered version.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -124,7 +124,7 @@ def render_page(
         "num_images": int(confusion.sum()),
         "counts": class_counts(dataset),
         "lineage": lineage,
-        "runs": runs or {},
+        "links": links or {},
         "commit": next((c for c in [lineage.get("commit", "")] if re.fullmatch(r"[0-9a-f]{7,64}", c)), None),
     }
     return str(_template().render(context))

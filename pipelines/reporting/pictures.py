@@ -15,7 +15,7 @@ from pipelines.reporting.neighbors import NUM_IMAGES, find_neighborhoods
 def report_pictures(
     outputs: Mapping[str, Outputs], classes: Sequence[str], cells: Sequence[tuple[str, str]], *, seed: int
 ) -> dict[str, Any]:
-    """Return the arguments of `render_report` that are about single images.
+    """Return the arguments of `render_page` that are about single images.
 
     Args:
         outputs: what the model before fine-tuning and then the one after it say, by name.

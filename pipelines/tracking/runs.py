@@ -45,6 +45,7 @@ __all__ = [
     "store_name",
     "upload_pending",
     "use_tracking_store",
+    "version_url",
 ]
 
 PARENT_RUN_VARIABLE = "GRPO_RM_PARENT_RUN_ID"
@@ -134,6 +135,11 @@ def run_url(run_id: str) -> str:
     with _refusal():
         experiment = use_tracking_store().get_run(run_id).info.experiment_id
     return f"{address}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def version_url(name: str, version: str) -> str:
+    """Return the address of a version of a registered model, as `run_url` does."""
+    return f"{server_address() or LOCAL_UI}/#/models/{name}/versions/{version}"
 
 
 def find_run(tag: str, value: str, experiment: str) -> str | None:

@@ -90,7 +90,7 @@ def simulate_evaluation(logits: dict[str, np.ndarray], labels: np.ndarray) -> di
 
 
 def simulate_content() -> dict[str, Any]:
-    """All arguments of `render_report`, for 360 test images of 10 classes."""
+    """All arguments of `render_page`, for 360 test images of 10 classes."""
     labels = np.random.default_rng(7).permutation(np.repeat(np.arange(10), 36))
     margins = {"pretrain": (3.6, 1.0, 1), "cross_entropy": (3.9, 3.6, 2), "grpo_rm": (4.3, 1.9, 3)}
     logits = {
@@ -353,7 +353,7 @@ def test_figures_leave_the_users_matplotlib_alone(content: dict[str, Any]) -> No
     assert dict(matplotlib.rcParams) == before
 
 
-def test_write_report_is_atomic(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_the_page_is_written_atomically(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "reports" / "index.html"
     content = content | WITHOUT_CURVES
     write_page(path, **content)

@@ -107,8 +107,8 @@ def test_seeds_are_told() -> None:
 
 def test_runs_are_links() -> None:
     address = "http://127.0.0.1:5000/#/experiments/1/runs/2"
-    assert f'<a class="nowrap" href="{address}">evaluate</a>' in render(runs={"evaluate": address})
-    assert "Runs in MLflow" not in render()
+    assert f'<a class="nowrap" href="{address}">evaluate</a>' in render(links={"evaluate": address})
+    assert "In MLflow" not in render()
 
 
 @pytest.mark.parametrize("width", [None, "with uncommitted changes"])
