@@ -22,10 +22,11 @@ def robustness_panels(robustness: Mapping[str, Rows]) -> list[Panel]:
         robustness: model name to rows with `strength` and the accuracy under each corruption, a column each.
     """
     columns = dict.fromkeys(name for rows in robustness.values() for row in rows for name in row if name != "strength")
-    values = [100 * float(row[name]) for rows in robustness.values() for row in rows for name in columns]
-    lowest = min(values, default=0.0)
+    values = [100 * float(row[name]) for rows in robustness.values() for row in rows for name in columns] or [0.0]
+    # One axis for all: a panel that falls must look worse than one that does not.
+    limits = max(0.0, min(values) - 5), min(101.0, max(values) + 5)
     in_order = sorted(columns, key=lambda name: name != "mean")
-    return [Panel(title_of(name), "", _figure(_curves(robustness, name), name, lowest=lowest)) for name in in_order]
+    return [Panel(title_of(name), "", _figure(_curves(robustness, name), name, limits=limits)) for name in in_order]
 
 
 def title_of(column: str) -> str:
@@ -40,11 +41,10 @@ def _curves(robustness: Mapping[str, Rows], column: str) -> Curves:
     }
 
 
-def _figure(curves: Curves, corruption: str, *, lowest: float) -> str:
+def _figure(curves: Curves, corruption: str, *, limits: tuple[float, float]) -> str:
     def draw(axes: Axes) -> None:
         draw_curves(axes, curves)
-        # One axis for all: a panel that falls must look worse than one that does not.
-        axes.set(xlabel="Strength", ylabel="Accuracy, %", ylim=(max(0.0, lowest - 5), 101))
+        axes.set(xlabel="Strength", ylabel="Accuracy, %", ylim=limits)
         axes.set_xticks(sorted({strength for points in curves.values() for strength, _ in points}))
 
     return render_svg(

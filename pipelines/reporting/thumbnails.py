@@ -12,12 +12,14 @@ JPEG_QUALITY = 85
 
 
 def thumbnail(file: bytes) -> str:
-    """Return an image file as a data: URI: a PNG where it is small anyway, a JPEG where it had to shrink."""
+    """Return an image file as a data: URI, a PNG or a JPEG: whichever is smaller."""
     picture = decode(file, channels=3)
-    is_large = max(picture.size) > SIDE
-    if is_large:
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    kind = "jpeg" if is_large else "png"
-    encoded = io.BytesIO()
-    picture.save(encoded, format=kind, **({"quality": JPEG_QUALITY} if is_large else {"optimize": True}))
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    encoded = [_encode(picture, "png", optimize=True), _encode(picture, "jpeg", quality=JPEG_QUALITY)]
+    return min(encoded, key=len)
+
+
+def _encode(picture: Image.Image, kind: str, **options: int) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

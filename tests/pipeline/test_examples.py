@@ -55,12 +55,12 @@ def test_a_small_image_keeps_its_pixels_and_a_large_one_shrinks() -> None:
     small = thumbnail(image_file(77, (8, 5)))
     assert small.startswith("data:image/png;base64,") and opened(small).size == (8, 5)
     assert opened(small).convert("L").getpixel((7, 4)) == 77
-    large = thumbnail(image_file(77, (640, 320)))
-    assert large.startswith("data:image/jpeg;base64,") and opened(large).size == (SIDE, SIDE // 2)
+    assert opened(thumbnail(image_file(77, (640, 320)))).size == (SIDE, SIDE // 2)
 
 
 def test_a_large_noisy_image_costs_a_few_kilobytes() -> None:
     encoded = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(encoded, format="PNG")
+    assert thumbnail(encoded.getvalue()).startswith("data:image/jpeg;base64,")
     assert len(thumbnail(encoded.getvalue())) < 8000
