@@ -155,7 +155,8 @@ def measured_corrupted(name: str, answers: "Mapping[str, Answers]") -> "Measured
 
 def compare_arms(measured: "Mapping[str, Measured]", config: Config) -> dict[str, dict[str, Any]]:
     """Compare GRPO-RM with the control on the same images, over all seeds, by every metric of every test set."""
-    from grpo_rm.evaluation.comparison import correct, mcnemar
+    from grpo_rm.evaluation.comparison import correct
+    from grpo_rm.evaluation.proportions import mcnemar
     from pipelines.measurements import TEST, compare
 
     intervals = compare(*arms(measured, config), config)

@@ -11,6 +11,7 @@ from grpo_rm.config import Config
 from grpo_rm.cost_matrix import read_cost_matrix
 from grpo_rm.datasets import read_dataset, read_ids
 from grpo_rm.evaluation.comparison import Interval, compare_metrics
+from grpo_rm.evaluation.directions import is_higher_better
 from grpo_rm.evaluation.inputs import FloatArray
 from grpo_rm.evaluation.measurement import Measurement, measure_classifier, measure_encoder
 from grpo_rm.evaluation.metric_sums import ece_sums, head_sums, worst_group_accuracy_sums
@@ -79,7 +80,8 @@ def test_sums(measured: Measurement, test: Predictions, groups: list[str]) -> di
         groups: Of each of them, "" for none.
     """
     calibrated = test.logits / test.logits.dtype.type(measured.metrics["temperature"])
-    sums = {name: mean_sums(scores) for name, scores in measured.scores.items()}
+    # what is better when it is higher is a share of right answers
+    sums = {name: mean_sums(scores, is_share=is_higher_better(name)) for name, scores in measured.scores.items()}
     sums |= head_sums(test.logits, test.labels) | {"ece_calibrated": ece_sums(calibrated, test.labels)}
     worst = worst_group_accuracy_sums(test.logits.argmax(axis=1), test.labels, groups)
     return sums if worst is None else sums | {"worst_group_accuracy": worst}
@@ -92,7 +94,7 @@ def measure_corrupted(answers: Answers, reference: Answers) -> Measured:
         answers: Of the model.
         reference: Of the pretrained model, on the same images.
     """
-    sums = {name: mean_sums(scores) for name, scores in robustness_scores(answers).items()}
+    sums = {name: mean_sums(scores, is_share=True) for name, scores in robustness_scores(answers).items()}
     return Measured(robustness_metrics(answers, reference), {ROBUSTNESS: sums})
 
 

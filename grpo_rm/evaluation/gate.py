@@ -53,7 +53,8 @@ class Rival:
     Attributes:
         name: Such as "control".
         basis: Of the rival; None where it could not be measured.
-        min_gain: Metric to how much the candidate has to be better, at least; negative: may be worse.
+        min_gain: Metric to how much the candidate has to be better, at least; 0: shown to be better; negative: may be
+            worse.
         intervals: Metric to candidate minus rival, on the same images, not corrected yet.
     """
 
@@ -126,10 +127,17 @@ def _not_worse_than(rival: Rival, basis: Basis) -> list[Clause]:
             clauses.append(Clause(name, False, reason))
             continue
         read = shown(interval)
-        limit = f"no lower than {min_gain:g}" if is_higher_better(metric) else f"no higher than {0 - min_gain:g}"
-        reason = f"{metric} minus the {rival.name}'s is {_in_words(read)}, expected {limit}"
-        clauses.append(Clause(name, _gain(metric, read) >= min_gain, reason))
+        reason = f"{metric} minus the {rival.name}'s is {_in_words(read)}, expected {_limit(metric, min_gain)}"
+        gain = _gain(metric, read)
+        # at 0 the difference has to be shown: one that is not is read as an interval that begins at 0
+        clauses.append(Clause(name, gain > 0 if min_gain == 0 else gain >= min_gain, reason))
     return clauses
+
+
+def _limit(metric: str, min_gain: float) -> str:
+    if is_higher_better(metric):
+        return f"no lower than {min_gain:g}" if min_gain else "above 0"
+    return f"no higher than {0 - min_gain:g}" if min_gain else "below 0"
 
 
 def _mismatch(theirs: Basis | None, ours: Basis) -> str | None:

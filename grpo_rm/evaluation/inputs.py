@@ -63,6 +63,28 @@ def check_embeddings(embeddings: FloatArray | Tensor, *, min_images: int = 1) ->
     _check_finite(embeddings, "embeddings")
 
 
+def check_pair(candidate: npt.NDArray[Any], control: npt.NDArray[Any], *, min_images: int) -> None:
+    """Accept finite scores (N,) of two models on the same N >= min_images images.
+
+    Raises:
+        ValueError: another shape, too few images, NaN or infinite scores.
+    """
+    if candidate.ndim != 1 or candidate.shape != control.shape:
+        raise ValueError(
+            f"got scores of shapes {candidate.shape} and {control.shape}; expected two of the same shape (images,): "
+            "score both models on the same images in the same order"
+        )
+    if len(candidate) < min_images:
+        raise ValueError(
+            f"got scores of {len(candidate)} image(s); expected at least {min_images}: use a larger test split"
+        )
+    if not (np.isfinite(candidate).all() and np.isfinite(control).all()):
+        raise ValueError(
+            "got NaN or infinite scores; expected finite numbers: find the images whose score failed and repair them, "
+            "or drop them for both models"
+        )
+
+
 def _is_integer(values: IntArray | Tensor) -> bool:
     if isinstance(values, Tensor):
         return not (values.is_floating_point() or values.is_complex()) and "bool" not in str(values.dtype)

@@ -29,7 +29,7 @@ def _mean_metrics(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]
         "nll": per_image_nll(logits, labels),
         "brier": per_image_brier(logits, labels),
     }
-    return {name: mean_sums(scores) for name, scores in means.items()}
+    return {name: mean_sums(scores, is_share=name == "accuracy") for name, scores in means.items()}
 
 
 def head_sums(logits: FloatArray, labels: IntArray) -> dict[str, MetricSums]:

@@ -25,10 +25,12 @@ class MetricSums:
     Attributes:
         terms: (S, N) SciPy sparse: what each image adds to each of S sums.
         finish: From the sums (S, R) of R resamples to the metric (R,).
+        is_share: Whether it is the mean of a score in [0, 1] per image.
     """
 
     terms: Any
     finish: Callable[[Sums], Sums]
+    is_share: bool = False
 
     @property
     def num_images(self) -> int:
@@ -44,11 +46,12 @@ class MetricSums:
 Metrics = Mapping[str, MetricSums]  # of one model, by name
 
 
-def mean_sums(scores: Array) -> MetricSums:
+def mean_sums(scores: Array, *, is_share: bool = False) -> MetricSums:
     """Return the mean of a score per image.
 
     Args:
         scores: (N,) such as right or wrong as 1 or 0, NLL, Brier score.
+        is_share: Whether they are from 0 to 1 by their nature, as right or wrong is and NLL is not.
 
     Raises:
         ValueError: another shape, no image, NaN or infinite scores.
@@ -63,7 +66,8 @@ def mean_sums(scores: Array) -> MetricSums:
             "or drop them for both models"
         )
     num_images = len(scores)
-    return MetricSums(csr_array(scores.astype(np.float64)[None]), lambda sums: np.asarray(sums[0] / num_images))
+    terms = csr_array(scores.astype(np.float64)[None])
+    return MetricSums(terms, lambda sums: np.asarray(sums[0] / num_images), is_share)
 
 
 def bootstrap_differences(

@@ -17,7 +17,8 @@ from grpo_rm.evaluation.calibration import (
     reliability_bins,
 )
 from grpo_rm.evaluation.classification import confusion_counts, f1_macro, per_image_accuracy
-from grpo_rm.evaluation.comparison import mcnemar, paired_bootstrap
+from grpo_rm.evaluation.comparison import paired_bootstrap
+from grpo_rm.evaluation.proportions import mcnemar
 from pipelines.dvc_plots import confusion_rows, reliability_rows
 from pipelines.reporting import figures
 from pipelines.reporting.metric_table import compare_metrics, metric_table

@@ -15,12 +15,12 @@ from grpo_rm.evaluation.comparison import (
     correct,
     describe,
     holm,
-    mcnemar,
     paired_bootstrap,
     seed_spread,
     shown,
 )
 from grpo_rm.evaluation.metric_sums import classifier_sums
+from grpo_rm.evaluation.proportions import mcnemar
 from grpo_rm.evaluation.resampling import mean_sums
 
 
@@ -215,7 +215,10 @@ def test_every_metric_is_compared_on_the_same_resamples():
 
 def test_a_model_does_not_differ_from_itself():
     model, _ = heads()
-    for interval in correct(compare_metrics([model], [model], num_resamples=200, confidence=0.9, seed=0)).values():
+    compared = correct(compare_metrics([model], [model], num_resamples=200, confidence=0.9, seed=0))
+    share = compared.pop("accuracy")
+    assert share.low == -share.high < share.difference == 0 and share.p_corrected == 1
+    for interval in compared.values():
         assert interval == Interval(0.0, 0.0, 0.0, 0.9, 120, 1.0, 1.0)
 
 

@@ -78,6 +78,24 @@ def test_an_unknown_metric_is_an_error(limits):
         judge({"acuracy": 1.0}, **limits)
 
 
+@pytest.mark.parametrize(
+    ("interval", "has_passed"),
+    [
+        ({"low": 0.001, "high": 0.02, "p_value": 0.01}, True),
+        ({"low": 0.001, "high": 0.02, "p_value": 0.2}, False),  # not shown
+        ({"low": 0.0, "high": 0.0, "p_value": 1.0}, False),  # the same model
+        ({"low": -0.001, "high": 0.02, "p_value": 0.01}, False),
+    ],
+)
+def test_a_gain_of_zero_is_shown_to_be_better(interval, has_passed):
+    given = dataclasses.replace(GOOD, difference=sum((interval["low"], interval["high"])) / 2, **interval)
+    (clause,) = judge(rivals=[dataclasses.replace(rival(interval=given), min_gain={"accuracy": 0.0})])[2:]
+    assert clause.has_passed is has_passed and clause.reason.endswith("expected above 0")
+    worse = dataclasses.replace(given, low=-given.high, high=-given.low, difference=-given.difference)
+    (clause,) = judge(rivals=[dataclasses.replace(rival(interval=worse, metric="nll"), min_gain={"nll": 0.0})])[2:]
+    assert clause.has_passed is has_passed and clause.reason.endswith("expected below 0")
+
+
 @pytest.mark.parametrize("name", ["control", "champion"])
 @pytest.mark.parametrize(
     ("low", "has_passed"),
@@ -117,10 +135,10 @@ def test_a_gain_that_is_asked_for_has_to_be_shown():
     assert "accuracy minus the control's is +0.0200 (+0.0000 to +0.0300)" in judge(rivals=[both])[2].reason
 
 
-def test_equal_models_pass_without_any_margin():
-    equal = Interval(0.0, 0.0, 0.0, 0.95, 100, p_value=1.0)
-    assert verdicts({"accuracy": 1}, thresholds={"accuracy": 1}, rivals=[rival(interval=equal, min_gain=0)])
-    assert judge(rivals=[rival(interval=equal, min_gain=0)])[-1].has_passed
+def test_equal_models_pass_with_a_margin_and_are_not_shown_to_be_better():
+    equal = Interval(0.0, -0.004, 0.004, 0.95, 100, p_value=1.0)
+    for min_gain, has_passed in ((-0.005, True), (-0.003, False), (0, False)):
+        assert judge(rivals=[rival(interval=equal, min_gain=min_gain)])[-1].has_passed is has_passed
 
 
 def test_reasons_say_what_was_observed_and_what_was_expected():
@@ -130,7 +148,7 @@ def test_reasons_say_what_was_observed_and_what_was_expected():
         thresholds={"accuracy": 0.9, "ece": 0.1},
         rivals=[
             rival(interval=worse),
-            rival(interval=GOOD, metric="nll", min_gain=0.0),
+            rival(interval=GOOD, metric="nll", min_gain=-0.01),
             rival("champion", None),
             rival("champion", dataclasses.replace(GOOD, num_samples=99)),
         ],
@@ -142,7 +160,7 @@ def test_reasons_say_what_was_observed_and_what_was_expected():
         "f1_macro minus that of always saying the most frequent class is +0.0200 (+0.0100 to +0.0300), "
         "expected above 0",
         "accuracy minus the control's is -0.0500 (-0.0800 to -0.0210), expected no lower than -0.02",
-        "nll minus the control's is +0.0000 (-0.0100 to +0.0100), expected no higher than 0",
+        "nll minus the control's is +0.0000 (-0.0100 to +0.0100), expected no higher than 0.01",
         f"{cannot} compared were none, expected accuracy among them",
         f"{cannot} the interval is of 99 images, expected 100",
     ]
