@@ -104,7 +104,7 @@ def format_table(result: dict[str, Any]) -> str:
             test, models = four_models.SIZES["test"], four_models.NUM_MODELS
             what = f"evaluating {models} models on {test:,} images of 32 x 32, {int(size):,} training images"
             rows.append((what, f"{_spread(part['seconds'])} s, {result['models']['threads']} threads", "at most 60"))
-            names = ("predict", *(f"measure/{name}" for name in four_models.PARTS), "write", "compare")
+            names = ("predict", *(f"measure/{name}" for name in four_models.PARTS), "compare")
             of_it = ", ".join(f"{name.rpartition('/')[2]} {part[name]['median']:.1f}" for name in names)
             rows.append(("of it", f"{of_it} s", ""))
     if "knn" in result:

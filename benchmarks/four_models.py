@@ -24,7 +24,8 @@ from grpo_rm.evaluation.measurement import measure
 from grpo_rm.model import Model, ModelConfig
 from pipelines.batches import PREPARED
 from pipelines.measurements import test_sums
-from pipelines.predictions import SPLITS, predict_splits, write_predictions
+from pipelines.models import predictions_of
+from pipelines.predictions import SPLITS, predict_splits, read_predictions
 from pipelines.preparation.shards import ShardRow, write_shard
 
 SIZES = {"val": 5_000, "test": 10_000}
@@ -44,7 +45,7 @@ PARTS = (  # of `measure`
 def evaluate_models(num_train: int, *, rounds: int) -> list[dict[str, float]]:
     """Return the seconds of each step and of the whole, and of the parts of `measure`; making the models not included.
 
-    `seconds` is the sum of predict, measure, write and compare.
+    `seconds` is the sum of predict (and write), (read and) measure, and compare.
 
     Args:
         num_train: Training images: the memory of the k-NN and the data of the linear probe.
@@ -62,20 +63,17 @@ def evaluate() -> dict[str, float]:
     """Do what stage evaluate does, and take the time."""
     profile, sums = cProfile.Profile(), []
     start = time.perf_counter()
-    outputs = predict_splits({str(n): Path(f"models/{n}") for n in range(NUM_MODELS)}, (), workers=0)
-    seconds = {"predict": time.perf_counter() - start, "measure": 0.0, "write": 0.0}
-    for name, said in outputs.items():
-        start = time.perf_counter()
+    predict_splits({str(n): Path(f"models/{n}") for n in range(NUM_MODELS)}, (), workers=0)
+    seconds = {"predict": time.perf_counter() - start}
+    start = time.perf_counter()
+    for number in range(NUM_MODELS):
+        _, said = read_predictions(predictions_of(str(number)))
         with profile:
             measurement = measure(*(said[split] for split in SPLITS), ks=[10, 20], knn_temperature=0.07)
-        measured = time.perf_counter()
-        write_predictions(said, Path(f"reports/{name}.parquet"), origin={})
-        seconds["write"] += time.perf_counter() - measured
-        seconds["measure"] += measured - start
         sums.append(test_sums(measurement, said["test"], groups=[""] * SIZES["test"]))
-    start = time.perf_counter()
+    measured = time.perf_counter()
     correct(compare_metrics(sums[:1], sums[1:2], num_resamples=10_000, seed=0))
-    seconds["compare"] = time.perf_counter() - start
+    seconds |= {"measure": measured - start, "compare": time.perf_counter() - measured}
     return {"seconds": sum(seconds.values()), **seconds, **part_seconds(profile)}
 
 

@@ -54,7 +54,7 @@ def predict_all(
             said[name].append((embedding.float().cpu(), scores.float().cpu()))  # a GPU might not hold those of all
     for name, model in models.items():
         model.train(modes[name])
-    return {name: _join(parts, labels) for name, parts in said.items()}
+    return {name: _join(said.pop(name), labels) for name in list(said)}  # each is held twice for a moment only
 
 
 def _join(parts: Sequence[tuple[Tensor, Tensor]], labels: Sequence[Tensor]) -> Predictions:

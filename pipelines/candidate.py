@@ -2,8 +2,9 @@
 
 The gate judges numbers in files, and files can be changed, mixed up or left over from another run. So nothing is taken
 at its word that can be looked up: the ONNX file says what data and split it was trained on, the prepared data say which
-images and labels there are, the ONNX file answers some of the images again, and the metrics that the gate asks for are
-measured anew from the stored predictions.
+images and labels there are, a file of predictions says which weights it is of, the ONNX file answers some of the images
+again, and the metrics that the gate asks for are measured anew from the stored predictions. That finds slips, such as
+files that were mixed up; who writes all of these files by hand can still write what they like.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,13 +21,13 @@ from grpo_rm.evaluation.measurement import is_of_encoder
 from grpo_rm.evaluation.robustness import Answers, choose_images
 from pipelines.batches import PREPARED
 from pipelines.extra_results import ExtraSet
-from pipelines.lineage import data_hash
+from pipelines.lineage import data_hash, sha256
 from pipelines.measurements import ROBUSTNESS, TEST, Measured, measure_corrupted, measure_outputs
+from pipelines.models import CANDIDATE, REFERENCE, all_directories, corrupted_of, predictions_of, weights_of
 from pipelines.onnx_model import OnnxModel
-from pipelines.predictions import Outputs, corrupted_of, place_of, predictions_of, read_corrupted, read_predictions
+from pipelines.predictions import AGAIN, Outputs, place_of, read_corrupted, read_origin, read_predictions
 
 ONNX = Path("models/onnx/encoder.onnx")
-NAME, REFERENCE = "grpo_rm", "pretrain"
 
 CHECKED_IMAGES = 32  # test images that the ONNX file answers again
 ROUNDING = 0.02  # of the largest logit: a GPU multiplies with 10 bits (TF32), the ONNX file with 23
@@ -66,8 +67,8 @@ def read_candidate(dataset: Mapping[str, Any]) -> Candidate:
     Args:
         dataset: The content of dataset.json.
     """
-    ids, outputs = read_predictions(predictions_of(NAME))
-    corrupted = corrupted_beside_reference(NAME)
+    ids, outputs = read_predictions(predictions_of(CANDIDATE))
+    corrupted = corrupted_beside_reference(CANDIDATE)
     num_images = {TEST if name == "test" else name: len(ids[name]) for name in ids if name not in ("train", "val")}
     if corrupted:
         num_images[ROBUSTNESS] = len(corrupted.ids)
@@ -93,9 +94,24 @@ def find_doubt(candidate: Candidate, dataset: Mapping[str, Any], config: Config)
     """Return in words why what the candidate said is not to be believed; None where it is."""
     try:
         model = OnnxModel(ONNX)
+        check_weights(CANDIDATE, config)
         return _other_data(model, dataset) or _other_images(candidate, config) or _other_model(candidate, model, config)
     except (FileNotFoundError, ValueError) as error:
         return str(error)
+
+
+def check_weights(name: str, config: Config) -> None:
+    """Look up that what a model said was said by the weights that are there now.
+
+    Raises:
+        ValueError: By others.
+    """
+    directories = all_directories(config)
+    files = {predictions_of(name): name, corrupted_of(name): name, corrupted_of(REFERENCE): REFERENCE}
+    for path, model in files.items():
+        weights = weights_of(directories[model])
+        if path.is_file() and read_origin(path).get("weights") != sha256(weights):
+            raise ValueError(f"{path} is not what {weights} says: {AGAIN}")
 
 
 def _other_data(model: OnnxModel, dataset: Mapping[str, Any]) -> str | None:
@@ -119,9 +135,12 @@ def _other_images(candidate: Candidate, config: Config) -> str | None:
     missing = needed - set(candidate.ids)
     if missing:
         return f"there are no predictions of {', '.join(sorted(missing))}"
+    limit = config.evaluate.robustness.images
+    if limit and not candidate.corrupted:
+        return "there are no answers to corrupted images"
     if candidate.corrupted:
         test = candidate.ids["test"]
-        chosen = choose_images(test, limit=config.evaluate.robustness.images, seed=config.seed)
+        chosen = choose_images(test, limit=limit, seed=config.seed)
         if candidate.corrupted.ids != [test[row] for row in chosen]:
             return "its answers to corrupted images are of other images than evaluate.robustness chooses"
     return None
@@ -130,15 +149,18 @@ def _other_images(candidate: Candidate, config: Config) -> str | None:
 def _other_model(candidate: Candidate, model: OnnxModel, config: Config) -> str | None:
     """Have the ONNX file answer some test images, and compare with what is stored."""
     rows = choose_images(candidate.ids["test"], limit=CHECKED_IMAGES, seed=config.seed)
-    files = read_split(PREPARED, "test").files
-    stored, answered = candidate.outputs["test"].logits[rows], model.logits([files[row] for row in rows])
-    if stored.shape != answered.shape:
-        return f"its predictions have logits of {stored.shape[1]} classes, expected {answered.shape[1]}"
-    limit = max(config.export.max_abs_error, ROUNDING * float(np.abs(answered).max()))
-    difference = float(np.abs(stored - answered).max())
-    if difference <= limit:  # NaN is not
-        return None
-    return f"its predictions are not those of {ONNX}: logits differ by {difference:.4g}, expected at most {limit:.4g}"
+    files, stored = read_split(PREPARED, "test").files, candidate.outputs["test"]
+    answers = dict(zip(("embeddings", "logits"), model.answer_files([files[row] for row in rows]), strict=True))
+    for name, answered in answers.items():
+        said = getattr(stored, name)[rows]
+        if said.shape != answered.shape:
+            return f"its predictions have {name} of size {said.shape[1]}, expected {answered.shape[1]}"
+        limit = max(config.export.max_abs_error, ROUNDING * float(np.abs(answered).max()))
+        difference = float(np.abs(said - answered).max())
+        if not difference <= limit:  # NaN is not
+            how = f"{name} differ by {difference:.4g}, expected at most {limit:.4g}"
+            return f"its predictions are not those of {ONNX}: {how}"
+    return None
 
 
 def measure_candidate(candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
@@ -166,7 +188,7 @@ def check_stated(stated: Mapping[str, float], measured: Mapping[str, float], ask
 
     Args:
         stated: The metrics in evaluation.json.
-        measured: The metrics of the stored predictions, measured anew.
+        measured: The metrics of the stored predictions, measured anew; the gate judges these.
         asked: Those that the gate asks for.
     """
     known = [name for name in asked if name in stated and name in measured]

@@ -86,16 +86,15 @@ def meet_champion(
     try:
         with registry.downloaded(name, version) as directory:
             model = OnnxModel(directory / registry.ONNX_FILE)
+        basis = Basis(model.classes, model.training.get("split"), candidate.basis.num_images)
+        if basis != candidate.basis:
+            return Champion(version, Rival("champion", basis, min_gain))
+        own = measure_champion(model, candidate, extra_sets, config)
     except (FileNotFoundError, ValueError) as error:
         print(f"warning: the champion cannot be compared with: {error}", file=sys.stderr)
         return Champion(version, Rival("champion", None, min_gain))
-    basis = Basis(model.classes, model.training.get("split"), candidate.basis.num_images)
-    if basis != candidate.basis:
-        return Champion(version, Rival("champion", basis, min_gain))
-    own = measure_champion(model, candidate, extra_sets, config)
-    return Champion(
-        version, Rival("champion", basis, min_gain, compare([measured], [own], config, metrics=min_gain)), own.metrics
-    )
+    intervals = compare([measured], [own], config, metrics=min_gain)
+    return Champion(version, Rival("champion", basis, min_gain, intervals), own.metrics)
 
 
 def measure_champion(model: OnnxModel, candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:

@@ -7,16 +7,18 @@ import numpy as np
 
 from grpo_rm.config import Config
 from grpo_rm.evaluation.gate import Rival
-from pipelines.candidate import NAME, Candidate, asks_for_encoder, corrupted_beside_reference
+from pipelines.candidate import Candidate, asks_for_encoder, check_weights, corrupted_beside_reference
 from pipelines.extra_results import ExtraSet
 from pipelines.measurements import Measured, compare, measure_corrupted, measure_outputs
-from pipelines.predictions import predictions_of, read_predictions, seed_name
+from pipelines.models import CANDIDATE, CONTROL, predictions_of, seed_name
+from pipelines.predictions import AGAIN, read_predictions
 
-CONTROL = "cross_entropy"
 
-
-def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[ExtraSet], config: Config) -> Rival:
+def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[ExtraSet], config: Config) -> list[Rival]:
     """Compare the candidate with the control, over all seeds that both were trained with.
+
+    With further seeds it is compared twice: over all of them, which says whether the objective is better, and with the
+    control of its own seed, since it alone is served.
 
     Args:
         candidate: Whose images they are.
@@ -30,12 +32,18 @@ def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[Extr
     own, control = (
         [measure_stored(name, candidate, extra_sets, config) for name in names]
         for names in (
-            [seed_name(NAME, seed) for seed in config.finetune.seeds],
+            [seed_name(CANDIDATE, seed) for seed in config.finetune.seeds],
             [CONTROL, *(seed_name(CONTROL, seed) for seed in config.finetune.seeds)],
         )
     )
+    pairs = {"control": ([measured, *own], control)}
+    if own:
+        pairs["same_seed_control"] = ([measured], control[:1])
     min_gain = config.register_.gate.min_gain_over_control
-    return Rival("control", candidate.basis, min_gain, compare([measured, *own], control, config, metrics=min_gain))
+    return [
+        Rival(name, candidate.basis, min_gain, compare(*models, config, metrics=min_gain))
+        for name, models in pairs.items()
+    ]
 
 
 def measure_stored(name: str, candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
@@ -44,13 +52,12 @@ def measure_stored(name: str, candidate: Candidate, extra_sets: list[ExtraSet], 
     Raises:
         ValueError: It did not say it of these.
     """
+    check_weights(name, config)
     path = predictions_of(name)
     ids, outputs = read_predictions(path)
     for split, own in candidate.outputs.items():
         if ids.get(split) != candidate.ids[split] or not np.array_equal(outputs[split].labels, own.labels):
-            raise ValueError(
-                f"{path} is of other images of {split} than the candidate's: run `dvc repro --force evaluate`"
-            )
+            raise ValueError(f"{path} is of other images of {split} than the candidate's: {AGAIN}")
     measured = measure_outputs(outputs, extra_sets, config, has_encoder=asks_for_encoder(config))
     corrupted = corrupted_beside_reference(name)
     return measured | measure_corrupted(corrupted.answers, corrupted.reference) if corrupted else measured

@@ -1,8 +1,6 @@
 """Stage evaluate: the models on the test images, and the paired comparison of the two arms. Stage report shows it."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -11,6 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_rm.config import Config, load_config
 from pipelines.lineage import sha256
+from pipelines.models import (
+    CANDIDATE,
+    CONTROL,
+    DIRECTORIES,
+    REFERENCE,
+    all_directories,
+    corrupted_of,
+    predictions_of,
+    seed_name,
+)
 from pipelines.stage import run_stage
 from pipelines.tables import write_csv
 from pipelines.tracking.runs import check_tracking, start_run
@@ -19,15 +27,7 @@ if TYPE_CHECKING:
     from grpo_rm.evaluation.robustness import Answers
     from pipelines.extra_results import ExtraSet
     from pipelines.measurements import Measured
-    from pipelines.predictions import Outputs
 
-CANDIDATE, CONTROL = "grpo_rm", "cross_entropy"
-REFERENCE = "pretrain"  # of the errors on corrupted images
-MODELS = {
-    REFERENCE: Path("models/pretrain"),
-    CANDIDATE: Path("models/finetune/grpo_rm"),
-    CONTROL: Path("models/finetune/cross_entropy"),
-}
 REPORTS = Path("reports")
 RESULT = REPORTS / "evaluation.json"
 
@@ -53,68 +53,41 @@ def evaluate(config: Config) -> dict[str, Any]:
     from pipelines.predictions import predict_splits
 
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
-    directories = MODELS | further_seeds(config)
+    directories = all_directories(config)
     print(f"evaluate: images, by {len(directories)} models", flush=True)
-    outputs = predict_splits(directories, config.evaluate.extra_sets, workers=config.loader.workers)
+    predict_splits(directories, config.evaluate.extra_sets, workers=config.loader.workers)
     validation: dict[str, dict[str, float]] = {}
     measured: dict[str, Measured] = {}
     for name in directories:
         print(f"evaluate: {name}", flush=True)
-        measured[name], validation[name] = measure_model(name, outputs.pop(name), extra_sets, config)
+        measured[name], validation[name] = measure_model(name, extra_sets, config)
     answers = answer_corrupted(directories, config)
     measured |= {name: measured[name] | measured_corrupted(name, answers) for name in answers}
     evaluation = {
-        "models": {name: measured[name].metrics for name in MODELS},
-        "validation": {name: validation[name] for name in MODELS},
+        "models": {name: measured[name].metrics for name in DIRECTORIES},
+        "validation": {name: validation[name] for name in DIRECTORIES},
         "comparison": compare_arms(measured, config),
         "extra_sets": {
             extra.name: {"images": len(extra.is_trained_on), "trained_on": int(extra.is_trained_on.sum())}
             for extra in extra_sets
         },
     }
-    seeds = {name: measured[name].metrics for name in directories if name not in MODELS}
+    seeds = {name: measured[name].metrics for name in directories if name not in DIRECTORIES}
     return evaluation | ({"seeds": seeds, "seed_spread": spread_of_seeds(measured, config)} if seeds else {})
 
 
-def further_seeds(config: Config) -> dict[str, Path]:
-    """Return the models of both arms that were trained with further seeds."""
-    from pipelines.predictions import seed_name
-
-    return {
-        seed_name(arm, seed): MODELS[arm].parent / "seeds" / arm / str(seed)
-        for seed in config.finetune.seeds
-        for arm in (CANDIDATE, CONTROL)
-    }
-
-
-def measure_model(
-    name: str, outputs: "Outputs", extra_sets: "list[ExtraSet]", config: Config
-) -> "tuple[Measured, dict[str, float]]":
-    """Measure a model on test, and its head on validation; write what it said, and plots."""
+def measure_model(name: str, extra_sets: "list[ExtraSet]", config: Config) -> "tuple[Measured, dict[str, float]]":
+    """Measure what a model said, on test, and its head on validation; write plots."""
     from grpo_rm.evaluation.measurement import measure_head
     from pipelines.dvc_plots import write_plots
     from pipelines.measurements import measure_outputs
-    from pipelines.predictions import predictions_of, write_predictions
+    from pipelines.predictions import read_predictions
 
-    write_predictions(outputs, predictions_of(name), origin=machine())
+    _, outputs = read_predictions(predictions_of(name))
     measured = measure_outputs(outputs, extra_sets, config, has_encoder=True)
-    if name in MODELS:
+    if name in DIRECTORIES:
         write_plots(name, outputs, temperature=measured.metrics["temperature"])
     return measured, measure_head(outputs["val"])
-
-
-def machine() -> dict[str, str]:
-    """Return what the models ran on and with."""
-    import timm
-    import torch
-
-    cores = f"CPU, {platform.machine()}, {os.cpu_count()} cores"
-    return {
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cores,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
 
 
 def answer_corrupted(directories: Mapping[str, Path], config: Config) -> "dict[str, Answers]":
@@ -124,7 +97,7 @@ def answer_corrupted(directories: Mapping[str, Path], config: Config) -> "dict[s
     from grpo_rm.evaluation.robustness import choose_images, corrupted_answers
     from grpo_rm.inference import best_device
     from pipelines.batches import PREPARED, chosen_batches
-    from pipelines.predictions import corrupted_of, write_corrupted
+    from pipelines.predictions import origin_of, write_corrupted
 
     limit = config.evaluate.robustness.images
     if not limit:
@@ -139,7 +112,7 @@ def answer_corrupted(directories: Mapping[str, Path], config: Config) -> "dict[s
     with closing(chosen_batches(shape, "test", chosen, workers=config.loader.workers)) as batches:
         answers = corrupted_answers(models, batches.epoch(0), chosen_ids, seed=config.seed, device=device)
     for name, of_model in answers.items():
-        write_corrupted(of_model, chosen_ids, corrupted_of(name))
+        write_corrupted(of_model, chosen_ids, corrupted_of(name), origin=origin_of(directories[name]))
     return answers
 
 
@@ -148,7 +121,7 @@ def measured_corrupted(name: str, answers: "Mapping[str, Answers]") -> "Measured
     from grpo_rm.evaluation.robustness import robustness_rows
     from pipelines.measurements import measure_corrupted
 
-    if name in MODELS:
+    if name in DIRECTORIES:
         write_csv(REPORTS / "plots/robustness" / f"{name}.csv", robustness_rows(answers[name]))
     return measure_corrupted(answers[name], answers[REFERENCE])
 
@@ -167,8 +140,6 @@ def compare_arms(measured: "Mapping[str, Measured]", config: Config) -> dict[str
 
 def arms(measured: "Mapping[str, Measured]", config: Config) -> "tuple[list[Measured], list[Measured]]":
     """Return the models of GRPO-RM and of the control, those of the main seed first."""
-    from pipelines.predictions import seed_name
-
     candidates, controls = (
         [measured[arm], *(measured[seed_name(arm, seed)] for seed in config.finetune.seeds)]
         for arm in (CANDIDATE, CONTROL)

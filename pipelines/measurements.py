@@ -1,5 +1,7 @@
 """From what a model said of all images to its metrics, and to what it is compared by: the same for every model."""
 
+import math
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +124,22 @@ def compare(
             if (metrics is None or metric in metrics) and all(metric in sums for sums in (*own, *other))
         ]
         if common:
+            warn_of_few_resamples(len(common), config)
             chosen = ([{metric: sums[metric] for metric in common} for sums in arm] for arm in (own, other))
             intervals |= compare_metrics(*chosen, **resampling(config))
     return intervals
+
+
+def warn_of_few_resamples(num_metrics: int, config: Config) -> None:
+    """Say where no p value can be small enough to show a difference, corrected over these metrics."""
+    resamples, level = config.evaluate.bootstrap_resamples, 1 - config.evaluate.confidence
+    if 2 * num_metrics / (resamples + 1) > level:
+        needed = math.ceil(2 * num_metrics / level)
+        print(
+            f"warning: no difference can be shown by {num_metrics} metrics with {resamples} resamples: set "
+            f"evaluate.bootstrap_resamples to {needed} or more",
+            file=sys.stderr,
+        )
 
 
 def resampling(config: Config) -> Resampling:

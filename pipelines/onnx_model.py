@@ -41,14 +41,23 @@ class OnnxModel:
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])
 
-    def logits(self, files: Sequence[bytes]) -> NDArray[np.float32]:
-        """Return the logits (N, K) of N encoded images."""
+    def answer_files(self, files: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return embeddings (N, D) and logits (N, K) of N encoded images."""
         batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
-        return np.concatenate([self.answer(np.stack([self._pixels(f) for f in batch]))[1] for batch in batches])
+        answers = [self.answer(np.stack([self._pixels(file) for file in batch])) for batch in batches]
+        embeddings, logits = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+        return embeddings, logits
 
     def answer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return embeddings (N, D) and logits (N, K) of images (N, H, W, C) as `view` gives them."""
-        embeddings, logits = self.session.run(list(OUTPUTS), {"images": images})
+        """Return embeddings (N, D) and logits (N, K) of images (N, H, W, C) as `view` gives them.
+
+        Raises:
+            ValueError: The model does not run on them.
+        """
+        try:
+            embeddings, logits = self.session.run(list(OUTPUTS), {"images": images})
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise ValueError(f"the ONNX file does not run on images {images.shape}: {first_line(error)}") from error
         return embeddings, logits
 
     def view(self, image: "Image.Image") -> NDArray[np.uint8]:

@@ -1,8 +1,11 @@
 """What the models say about all images, and the Parquet files that keep it, so that no later question needs a GPU."""
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import timm
+import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
@@ -19,31 +24,21 @@ from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from grpo_rm.evaluation.robustness import Answers
 from grpo_rm.inference import Predictions, best_device, predict_all
 from pipelines.batches import PREPARED, evaluation_batches
+from pipelines.lineage import sha256
+from pipelines.models import predictions_of, weights_of
 
 Outputs = dict[str, Predictions]  # by split, or extra set
 SPLITS = ("train", "val", "test")
 EXTRA = Path("data/extra")
-PREDICTIONS = Path("reports/predictions")
-ORIGIN = b"grpo_rm"  # key of the Parquet metadata: what the predictions were made with, as JSON
+CHUNK = 32  # batches that are held in memory at a time
+ORIGIN = b"grpo_rm"  # key of the Parquet metadata: what a file was made with, as JSON
+AGAIN = "run `dvc repro --force evaluate`"
 
 
-def seed_name(arm: str, seed: int) -> str:
-    """Return what the model of an arm that was trained with a further seed is called."""
-    return f"seeds/{arm}-{seed}"
+def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *, workers: int) -> None:
+    """Run saved models over train, val, test and the extra sets, without augmentation, and write what they say.
 
-
-def predictions_of(model: str) -> Path:
-    """Return the file of what a model says of all images."""
-    return PREDICTIONS / f"{model}.parquet"
-
-
-def corrupted_of(model: str) -> Path:
-    """Return the file of which corrupted test images it classifies rightly."""
-    return PREDICTIONS / "robustness" / f"{model}.parquet"
-
-
-def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *, workers: int) -> dict[str, Outputs]:
-    """Run saved models over train, val, test and the extra sets, without augmentation. Images are decoded once.
+    Images are decoded once for all models, and nothing is held in memory but a few batches.
 
     Args:
         directories: Of the models, by name. All take images of one size.
@@ -53,13 +48,33 @@ def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *
     device = best_device()
     models = {name: load_model(directory).to(device) for name, directory in directories.items()}
     shape = next(iter(models.values())).config
-    outputs: dict[str, Outputs] = {name: {} for name in models}
-    for split in (*SPLITS, *extra_sets):
-        prepared, part = place_of(split)
-        with closing(evaluation_batches(shape, part, prepared=prepared, workers=workers)) as batches:
-            for name, predictions in predict_all(models, batches.epoch(0), device=device).items():
-                outputs[name][split] = predictions
-    return outputs
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(closing(PredictionsWriter(predictions_of(name), origin=origin_of(directory))))
+            for name, directory in directories.items()
+        }
+        for split in (*SPLITS, *extra_sets):
+            prepared, part = place_of(split)
+            ids, start = read_ids(prepared, part), 0
+            with closing(evaluation_batches(shape, part, prepared=prepared, workers=workers)) as batches:
+                for chunk in _chunks(batches.epoch(0)):
+                    said = predict_all(models, chunk, device=device)
+                    size = len(next(iter(said.values())).labels)
+                    for name, predictions in said.items():
+                        writers[name].write(split, ids[start : start + size], predictions)
+                    start += size
+
+
+def origin_of(directory: Path) -> dict[str, str]:
+    """Return what is said with what a model says: its weights, and what it ran on and with."""
+    cores = f"CPU, {platform.machine()}, {os.cpu_count()} cores"
+    return {
+        "weights": sha256(weights_of(directory)),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cores,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
 
 
 def place_of(name: str) -> tuple[Path, str]:
@@ -67,24 +82,50 @@ def place_of(name: str) -> tuple[Path, str]:
     return (PREPARED, name) if name in SPLITS else (EXTRA / name, "test")
 
 
-def write_predictions(outputs: Outputs, path: Path, *, origin: Mapping[str, Any]) -> None:
-    """Write id, split, label, logits, probabilities and embedding of all images, a row each.
+class PredictionsWriter:
+    """Writes id, split, label, logits, probabilities and embedding of images, a row each, part by part.
 
     The split of an image of an extra set is the set's name.
 
     Args:
-        outputs: Of one model.
-        path: Of the Parquet file.
-        origin: What they were made with, for `read_origin`.
+        path: Of the Parquet file; its folder is made.
+        origin: What the predictions are made with, for `read_origin`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.concat_tables(_table(split, predictions) for split, predictions in outputs.items())
-    pq.write_table(table.replace_schema_metadata({ORIGIN: json.dumps(dict(origin))}), path)
+
+    def __init__(self, path: Path, *, origin: Mapping[str, str]) -> None:
+        self.path, self.origin = path, origin
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, split: str, ids: Sequence[str], predictions: Predictions) -> None:
+        """Add images of a split."""
+        columns = {
+            "id": list(ids),
+            "split": [split] * len(ids),
+            "label": predictions.labels,
+            "logits": _vectors(predictions.logits),
+            "probabilities": _vectors(softmax(predictions.logits, axis=1)),
+            "embedding": _vectors(predictions.embeddings),
+        }
+        table = pa.table(columns).replace_schema_metadata(_metadata(self.origin))
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self.path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """End the file."""
+        if self._writer:
+            self._writer.close()
 
 
 def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
-    """Return what `write_predictions` wrote: ids, and what the model said, by split or extra set."""
-    table = pq.read_table(path, columns=["id", "split", "label", "logits", "embedding"])
+    """Return ids, and what a model said, by split or extra set, in the order of `read_split`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not what `PredictionsWriter` writes.
+    """
+    table = _read_table(path, ["id", "split", "label", "logits", "embedding"])
     ids, outputs = {}, {}
     for name in table["split"].unique().to_pylist():
         rows = table.filter(pc.field("split") == name)
@@ -94,13 +135,17 @@ def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
     return ids, outputs
 
 
-def read_origin(path: Path) -> dict[str, Any]:
-    """Return what predictions were made with."""
-    origin: dict[str, Any] = json.loads(pq.read_schema(path).metadata[ORIGIN])
+def read_origin(path: Path) -> dict[str, str]:
+    """Return what predictions or answers were made with; nothing where the file does not say."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
+    origin: dict[str, str] = json.loads(metadata.get(ORIGIN, b"{}"))
     return origin
 
 
-def write_corrupted(answers: Answers, ids: list[str], path: Path) -> None:
+def write_corrupted(answers: Answers, ids: list[str], path: Path, *, origin: Mapping[str, str]) -> None:
     """Write for each corrupted test image whether the model is right: id, corruption, strength, is_right."""
     cells = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
     table = pa.table(
@@ -112,7 +157,7 @@ def write_corrupted(answers: Answers, ids: list[str], path: Path) -> None:
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    pq.write_table(table.replace_schema_metadata(_metadata(origin)), path)
 
 
 def read_corrupted(path: Path) -> tuple[list[str], Answers]:
@@ -121,29 +166,33 @@ def read_corrupted(path: Path) -> tuple[list[str], Answers]:
     Raises:
         ValueError: The rows are not one for each image, corruption and strength, in that order.
     """
-    table = pq.read_table(path)
+    table = _read_table(path, ["id", "corruption", "strength", "is_right"])
     shape = len(CORRUPTIONS), len(STRENGTHS), len(table) // (len(CORRUPTIONS) * len(STRENGTHS))
     ids = table["id"].to_pylist()[: shape[2]]
     cells = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS for _ in ids]
     rows = list(zip(table["corruption"].to_pylist(), table["strength"].to_pylist(), strict=True))
     if not ids or rows != cells or table["id"].to_pylist() != ids * (shape[0] * shape[1]):
         raise ValueError(
-            f"{path} has {len(table)} rows, expected one per corruption, strength and image, in this order"
+            f"{path} has {len(table)} rows, expected one per corruption, strength and image, in this order: {AGAIN}"
         )
     return ids, table["is_right"].to_numpy().reshape(shape)
 
 
-def _table(split: str, predictions: Predictions) -> pa.Table:
-    return pa.table(
-        {
-            "id": read_ids(*place_of(split)),
-            "split": [split] * len(predictions.labels),
-            "label": predictions.labels,
-            "logits": _vectors(predictions.logits),
-            "probabilities": _vectors(softmax(predictions.logits, axis=1)),
-            "embedding": _vectors(predictions.embeddings),
-        }
-    )
+def _chunks(batches: Iterator[Any]) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(batches, CHUNK)):
+        yield chunk
+
+
+def _metadata(origin: Mapping[str, str]) -> dict[bytes, str]:
+    return {ORIGIN: json.dumps(dict(origin))}
+
+
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or lacks one of {', '.join(columns)}: {reason}; {AGAIN}") from error
 
 
 def _vectors(matrix: NDArray[np.float32]) -> pa.Array:

@@ -7,18 +7,14 @@ from typing import Any
 from grpo_rm.config import Config, load_config
 from pipelines import dvc_lock
 from pipelines.lineage import data_hash, git_tags, sha256
+from pipelines.models import CANDIDATE, CONTROL, DIRECTORIES, REFERENCE, predictions_of, weights_of
 from pipelines.stage import run_stage
 from pipelines.tables import read_csv
 from pipelines.tracking.runs import check_tracking, find_run, run_url, start_run, version_url
 
 REPORTS = Path("reports")
 PAGE = REPORTS / "index.html"
-BEFORE, AFTER = "pretrain", "grpo_rm"  # the models whose images and embeddings are shown
-WEIGHTS = {
-    "pretrain": Path("models/pretrain/model.safetensors"),
-    "finetune@grpo_rm": Path("models/finetune/grpo_rm/model.safetensors"),
-    "finetune@cross_entropy": Path("models/finetune/cross_entropy/model.safetensors"),
-}
+STAGES = {REFERENCE: "pretrain", CANDIDATE: "finetune@grpo_rm", CONTROL: "finetune@cross_entropy"}
 
 
 def main() -> None:
@@ -38,14 +34,14 @@ def read_content(config: Config) -> dict[str, Any]:
     from grpo_rm.datasets import read_dataset
     from grpo_rm.evaluation.classification import confusion_counts
     from pipelines.batches import PREPARED
-    from pipelines.predictions import predictions_of, read_predictions
+    from pipelines.predictions import read_predictions
     from pipelines.reporting.page import largest_confusions
     from pipelines.reporting.pictures import report_pictures
 
     dataset, evaluation, registration = read_dataset(PREPARED), read_json("evaluation"), read_json("registration")
     classes, version = dataset["classes"], registration["version"]
-    outputs = {name: read_predictions(predictions_of(name))[1] for name in (BEFORE, AFTER)}
-    test = outputs[AFTER]["test"]
+    outputs = {name: read_predictions(predictions_of(name))[1] for name in (REFERENCE, CANDIDATE)}
+    test = outputs[CANDIDATE]["test"]
     confusion = confusion_counts(test.logits.argmax(axis=1), test.labels, len(classes))
     cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
     return {
@@ -76,16 +72,16 @@ def read_plots(folder: str, *, texts: tuple[str, ...] = ()) -> dict[str, list[di
 
 def lineage(config: Config) -> dict[str, str]:
     """Return what the results were made from, in the order of the page."""
-    from pipelines.predictions import predictions_of, read_origin
+    from pipelines.predictions import read_origin
 
     tags = git_tags()
     changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
-    origin = read_origin(predictions_of(AFTER))
+    origin = read_origin(predictions_of(CANDIDATE))
     return {
         "commit": f"{tags['git.commit']}{changed}" if tags else "not in a git repository",
         "dvc.lock": dvc_lock.present_hash() or "not there",
         "data": data_hash() or "not recorded by DVC",
-        "weights": sha256(WEIGHTS["finetune@grpo_rm"]),
+        "weights": origin.pop("weights"),
         "ONNX file": read_json("registration")["onnx_sha256"],
         "encoder": config.encoder.name,
         "seed": ", ".join(str(seed) for seed in (config.seed, *config.finetune.seeds)),
@@ -97,7 +93,7 @@ def lineage(config: Config) -> dict[str, str]:
 def find_runs(config: Config) -> dict[str, str]:
     """Return the addresses of the MLflow runs behind the page, by stage; a run that is not in the store is left out."""
     experiment = config.tracking.experiment
-    tagged = {stage: ("model.sha256", path) for stage, path in WEIGHTS.items()}
+    tagged = {STAGES[name]: ("model.sha256", weights_of(path)) for name, path in DIRECTORIES.items()}
     tagged["evaluate"] = ("evaluation.sha256", REPORTS / "evaluation.json")
     found = {stage: find_run(tag, sha256(path), experiment) for stage, (tag, path) in tagged.items()}
     return {stage: run_url(run_id) for stage, run_id in found.items() if run_id}

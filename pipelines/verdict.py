@@ -80,12 +80,12 @@ def judge(
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
     measured = measure_candidate(candidate, extra_sets, config)
     met = meet_champion(name, champion, candidate, measured, extra_sets, config) if champion else None
-    rivals = [meet_control(candidate, measured, extra_sets, config), *([met.rival] if met else [])]
+    rivals = [*meet_control(candidate, measured, extra_sets, config), *([met.rival] if met else [])]
     clauses = [
         Clause("candidate", True, f"trained on these data with this split; {ONNX} answers test images as is stored"),
         check_stated(stated, measured.metrics, asked_metrics(config)),
         *decide(
-            stated,
+            measured.metrics | onnx_metrics(),
             candidate.basis,
             thresholds=config.register_.gate.thresholds,
             over_constant=compare_with_constant(candidate, config),

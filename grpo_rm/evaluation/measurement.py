@@ -55,7 +55,7 @@ def measure(
     """Measure a model on the test split. Temperature and probe are chosen on validation.
 
     `top5_accuracy` is there with more than five classes, the costs where they are given, `worst_group_accuracy` where
-    an image has a group.
+    an image has a group, `alignment` where a class has two images.
 
     Args:
         train: Without augmentation; the memory of the k-NN and the data of the linear probe.
@@ -163,11 +163,9 @@ def _split_metrics(test: Predictions, groups: Sequence[str] | None) -> dict[str,
 
 def _geometry(test: Predictions) -> dict[str, float]:
     embeddings, labels = torch.from_numpy(test.embeddings), torch.from_numpy(test.labels)
-    return {
-        "alignment": alignment(embeddings, labels),
-        "uniformity": uniformity(embeddings),
-        "effective_rank": effective_rank(embeddings),
-    }
+    metrics = {"uniformity": uniformity(embeddings), "effective_rank": effective_rank(embeddings)}
+    has_pairs = np.bincount(test.labels).max() > 1
+    return {"alignment": alignment(embeddings, labels)} | metrics if has_pairs else metrics
 
 
 def _means(scores: Mapping[str, Scores]) -> dict[str, float]:

@@ -17,10 +17,11 @@ from grpo_rm.transforms import decode
 from pipelines import extra_sets
 from pipelines.batches import PREPARED
 from pipelines.candidate import read_candidate
-from pipelines.evaluate import MODELS, answer_corrupted
+from pipelines.evaluate import answer_corrupted
 from pipelines.extra_results import read_extra_sets
 from pipelines.measurements import measure_corrupted, measure_outputs
-from pipelines.predictions import predict_splits, predictions_of, write_predictions
+from pipelines.models import DIRECTORIES
+from pipelines.predictions import predict_splits
 from pipelines.verdict import Verdict, judge
 
 NAME = "grpo-rm-digits"
@@ -53,9 +54,8 @@ def prepare_sketches() -> None:
 
 def write_answers(name: str, directory: Path) -> None:
     """Write what stage evaluate writes of a model: predictions, and answers to corrupted images."""
-    outputs = predict_splits({name: directory}, ["sketch"], workers=0)[name]
-    write_predictions(outputs, predictions_of(name), origin={})
-    answer_corrupted({"pretrain": MODELS["pretrain"], name: directory}, load_config())
+    predict_splits({name: directory}, ["sketch"], workers=0)
+    answer_corrupted({"pretrain": DIRECTORIES["pretrain"], name: directory}, load_config())
 
 
 def state_metrics() -> None:

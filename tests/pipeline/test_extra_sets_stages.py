@@ -20,8 +20,9 @@ from grpo_rm.inference import Predictions
 from grpo_rm.model import Model, ModelConfig
 from pipelines import extra_sets, prepare
 from pipelines.candidate import read_candidate
-from pipelines.evaluate import MODELS, evaluate
+from pipelines.evaluate import evaluate
 from pipelines.extra_results import ExtraSet, extra_metrics, read_extra_sets
+from pipelines.models import DIRECTORIES
 from pipelines.tables import write_csv
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
@@ -123,7 +124,7 @@ def evaluated(farm):
         names = ("sketch", "leaky", "known")
         parameters(**{name: f"folder:data/raw/{name}" for name in names})
         extra_sets.main()
-        for seed, (name, directory) in enumerate(MODELS.items()):
+        for seed, (name, directory) in enumerate(DIRECTORIES.items()):
             torch.manual_seed(seed)
             shape = ModelConfig("test_resnet", 3, 32, 1.0, "bilinear", [0.5] * 3, [0.25] * 3, list(CLASSES))
             save_model(Model(shape), directory)
@@ -139,7 +140,7 @@ def predicted(model: str, name: str):
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", DIRECTORIES)
 def test_metrics_follow_from_the_predictions(evaluated, model):
     metrics = evaluated["models"][model]
     ids, probabilities, labels = predicted(model, "sketch")

@@ -13,7 +13,6 @@ import torch
 from candidate_files import (
     CORRUPTED_IMAGES,
     EVALUATION,
-    MODELS,
     NAME,
     ONNX,
     PREDICTIONS,
@@ -37,6 +36,7 @@ from grpo_rm.datasets import read_split
 from grpo_rm.evaluation.gate import beats
 from pipelines import export
 from pipelines.batches import PREPARED
+from pipelines.models import DIRECTORIES
 from pipelines.register import register
 
 pytestmark = [
@@ -67,7 +67,7 @@ def base(finished, tmp_path_factory):
         mlflow.MlflowClient().delete_registered_model(NAME)
         set_parameters()
         prepare_sketches()
-        for name, directory in MODELS.items():
+        for name, directory in DIRECTORIES.items():
             write_answers(name, directory)
         state_metrics()
         assert "the first version that passed" in register(load_config())["promotion"]
@@ -226,7 +226,7 @@ def test_predictions_of_another_model():
 
 @pytest.mark.usefixtures("here")
 def test_corrupted_images_that_were_picked():
-    for name in MODELS:
+    for name in DIRECTORIES:
         path = PREDICTIONS / f"robustness/{name}.parquet"
         rows = pq.read_table(path).to_pylist()
         others = sorted({row["id"] for row in rows})[:10]
@@ -304,14 +304,14 @@ def test_a_champion_that_cannot_be_compared(changes, why):
 @pytest.mark.usefixtures("here")
 def test_a_constant_predictor():
     """It went through all stages, and the limits are such that it meets them."""
-    model = load_model(MODELS["grpo_rm"])
+    model = load_model(DIRECTORIES["grpo_rm"])
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.zero_()
         list(model.head.parameters())[-1][3] = 1.0
-    save_model(model, MODELS["grpo_rm"])
+    save_model(model, DIRECTORIES["grpo_rm"])
     export.main()
-    write_answers("grpo_rm", MODELS["grpo_rm"])
+    write_answers("grpo_rm", DIRECTORIES["grpo_rm"])
     state_metrics()
     given = verdict(with_gate(thresholds={"accuracy": 0.0, "nll": 9.0}, control=LAX, champion=LAX))
     assert set(failed(given)) == {"constant"}

@@ -1,37 +1,29 @@
 """Files of predictions: what is written is read again, by us and by others, and a damaged one is refused."""
 
-from pathlib import Path
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_sets import encode, noise
 
 from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from grpo_rm.inference import Predictions
 from pipelines.predictions import (
+    PredictionsWriter,
     read_corrupted,
     read_origin,
     read_predictions,
     write_corrupted,
-    write_predictions,
 )
-from pipelines.preparation.shards import ShardRow, write_shard
 
 SIZES = {"train": 5, "val": 2, "test": 3, "sketch": 4}
 
 
 @pytest.fixture
-def outputs(tmp_path, monkeypatch):
-    """What a model said of four sets of prepared images."""
-    monkeypatch.chdir(tmp_path)
+def outputs():
+    """What a model said of four sets of images."""
     rng = np.random.default_rng(0)
-    for split, size in SIZES.items():
-        folder = Path("data/extra/sketch/test" if split == "sketch" else f"data/prepared/{split}")
-        folder.mkdir(parents=True)
-        rows = [ShardRow(f"{split}-{row}", encode(noise(row)), row % 3) for row in range(size)]
-        write_shard(folder / "00000.parquet", rows, classes=["a", "b", "c"], key="")
     return {
         split: Predictions(
             rng.normal(size=(size, 6)).astype(np.float32),
@@ -42,9 +34,19 @@ def outputs(tmp_path, monkeypatch):
     }
 
 
-def test_what_is_written_is_read(outputs):
-    path = Path("reports/predictions/grpo_rm.parquet")
-    write_predictions(outputs, path, origin={"hardware": "CPU"})
+def write(outputs, path, *, origin, part=2):
+    """Write them in parts of some images."""
+    with closing(PredictionsWriter(path, origin=origin)) as writer:
+        for split, said in outputs.items():
+            for start in range(0, len(said.labels), part):
+                rows = slice(start, start + part)
+                ids = [f"{split}-{row}" for row in range(len(said.labels))][rows]
+                writer.write(split, ids, Predictions(said.embeddings[rows], said.logits[rows], said.labels[rows]))
+
+
+def test_what_is_written_is_read(outputs, tmp_path):
+    path = tmp_path / "reports/predictions/grpo_rm.parquet"
+    write(outputs, path, origin={"hardware": "CPU"})
     ids, read = read_predictions(path)
     assert list(read) == list(SIZES) and read_origin(path) == {"hardware": "CPU"}
     for split, size in SIZES.items():
@@ -53,9 +55,9 @@ def test_what_is_written_is_read(outputs):
             np.testing.assert_array_equal(getattr(read[split], name), getattr(outputs[split], name))
 
 
-def test_others_read_it_too(outputs):
-    path = Path("grpo_rm.parquet")
-    write_predictions(outputs, path, origin={})
+def test_others_read_it_too(outputs, tmp_path):
+    path = tmp_path / "grpo_rm.parquet"
+    write(outputs, path, origin={})
     table = pq.read_table(path).to_pandas()
     assert list(table) == ["id", "split", "label", "logits", "probabilities", "embedding"]
     assert np.stack(table["probabilities"].to_list()).sum(axis=1) == pytest.approx(1)
@@ -71,9 +73,9 @@ def corrupted():
 def test_answers_to_corrupted_images(tmp_path):
     ids, answers = corrupted()
     path = tmp_path / "robustness/grpo_rm.parquet"
-    write_corrupted(answers, ids, path)
+    write_corrupted(answers, ids, path, origin={"weights": "1f"})
     read_ids, read = read_corrupted(path)
-    assert read_ids == ids
+    assert read_ids == ids and read_origin(path) == {"weights": "1f"}
     np.testing.assert_array_equal(read, answers)
     table = pq.read_table(path).to_pandas()
     one = table[(table["corruption"] == "blur") & (table["strength"] == 4) & (table["id"] == "a")]
@@ -94,8 +96,26 @@ def test_answers_to_corrupted_images(tmp_path):
 def test_a_damaged_file_of_answers_is_refused(tmp_path, damage):
     ids, answers = corrupted()
     path = tmp_path / "grpo_rm.parquet"
-    write_corrupted(answers, ids, path)
+    write_corrupted(answers, ids, path, origin={"weights": "1f"})
     table = pq.read_table(path)
     pq.write_table(pa.Table.from_pylist(damage(table.to_pylist()), table.schema), path)
     with pytest.raises(ValueError, match="expected one per corruption, strength and image"):
         read_corrupted(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "read"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), read_predictions),
+        (lambda path: path.write_bytes(b""), read_origin),
+        (lambda path: pq.write_table(pq.read_table(path).drop_columns("embedding"), path), read_predictions),
+    ],
+    ids=["truncated", "empty", "a column missing"],
+)
+def test_a_damaged_file_of_predictions_says_what_to_do(outputs, tmp_path, damage, read):
+    path = tmp_path / "grpo_rm.parquet"
+    write(outputs, path, origin={})
+    damage(path)
+    with pytest.raises(ValueError, match=r"grpo_rm.parquet is damaged.*run `dvc repro --force evaluate`") as caught:
+        read(path)
+    assert type(caught.value) is ValueError
