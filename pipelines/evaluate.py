@@ -41,6 +41,7 @@ def main() -> None:
     with start_run("evaluate", config.tracking, parameters, context="evaluation") as run:
         evaluation = evaluate(config)
         RESULT.write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+        write_metrics(evaluation["models"])
         run.log_metrics(0, flat_metrics(evaluation))
         run.set_tags({"evaluation.sha256": sha256(RESULT)})
         run.log_artifacts(RESULT)
@@ -67,6 +68,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "models": {name: measured[name].metrics for name in DIRECTORIES},
         "validation": {name: validation[name] for name in DIRECTORIES},
         "comparison": compare_arms(measured, config),
+        "over_pretrained": compare_with_pretrained(measured, config),
         "extra_sets": {
             extra.name: {"images": len(extra.is_trained_on), "trained_on": int(extra.is_trained_on.sum())}
             for extra in extra_sets
@@ -138,6 +140,15 @@ def compare_arms(measured: "Mapping[str, Measured]", config: Config) -> dict[str
     return compared | {"mcnemar": asdict(mcnemar(candidate, control))}
 
 
+def compare_with_pretrained(measured: "Mapping[str, Measured]", config: Config) -> dict[str, dict[str, Any]]:
+    """Compare GRPO-RM with the model that it starts from, by every metric of every test set; the main seed alone."""
+    from grpo_rm.evaluation.comparison import correct
+    from pipelines.measurements import compare
+
+    intervals = compare([measured[CANDIDATE]], [measured[REFERENCE]], config)
+    return {name: asdict(interval) for name, interval in correct(intervals).items()}
+
+
 def arms(measured: "Mapping[str, Measured]", config: Config) -> "tuple[list[Measured], list[Measured]]":
     """Return the models of GRPO-RM and of the control, those of the main seed first."""
     candidates, controls = (
@@ -159,12 +170,21 @@ def spread_of_seeds(measured: "Mapping[str, Measured]", config: Config) -> dict[
     return spread
 
 
+def write_metrics(models: Mapping[str, Mapping[str, float]]) -> None:
+    """Write a file per model for DVC: its table then has the models below each other, and its diff nothing else."""
+    for name, metrics in models.items():
+        path = REPORTS / "metrics" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of evaluation.json as MLflow has them."""
     of_models = {f"{name}/{metric}": value for name, of in evaluation["models"].items() for metric, value in of.items()}
     compared = {
-        f"comparison/{metric}/{key}": value
-        for metric, values in evaluation["comparison"].items()
+        f"{name}/{metric}/{key}": value
+        for name in ("comparison", "over_pretrained")
+        for metric, values in evaluation[name].items()
         for key, value in values.items()
     }
     return of_models | compared

@@ -188,6 +188,8 @@ def _metadata(origin: Mapping[str, str]) -> dict[bytes, str]:
 
 
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: run `dvc repro evaluate`, or `dvc checkout` where it has run")
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, KeyError) as error:

@@ -129,7 +129,7 @@ def decide_promotion(
 ) -> tuple[bool, str]:
     """Return whether `champion` moves to this version, and why in words."""
     if champion.version == version:
-        return False, "it already is the champion"
+        return False, "it already is the champion" + ("" if has_passed else ", though it fails this gate")
     stays = f"champion stays version {champion.version}" if champion.version else "there is no champion"
     by_hand = f"`python -m pipelines.promote {version}` makes it the champion"
     if not has_passed:

@@ -24,7 +24,11 @@ def main() -> None:
     config = load_config()
     check_tracking()
     with start_run("report", config.tracking, {"seed": config.seed}, context="evaluation") as run:
-        write_page(PAGE, **read_content(config))
+        content = read_content(config)
+        write_page(PAGE, **content)
+        registration = content["registration"]
+        gate = "passed" if registration["gate"]["has_passed"] else "failed"
+        run.set_tags({"registered": f"{registration['name']} version {registration['version']}", "gate": gate})
         run.log_artifacts(PAGE)
     print(f"report: {PAGE}, {PAGE.stat().st_size / 1e6:.1f} MB")
 
@@ -61,7 +65,10 @@ def read_content(config: Config) -> dict[str, Any]:
 
 def read_json(name: str) -> dict[str, Any]:
     """Read what a stage reported."""
-    content: dict[str, Any] = json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
+    path = REPORTS / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: run `dvc repro report`, which runs what comes before it")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 

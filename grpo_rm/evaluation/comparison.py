@@ -201,8 +201,8 @@ def describe(interval: Interval, *, higher_is_better: bool, is_share: bool = Fal
     else:
         verdict = "better" if (read.low > 0) == higher_is_better else "worse"
     if is_share:
-        return f"{verdict} ({100 * read.low:+.2f} to {100 * read.high:+.2f} points)"
-    return f"{verdict} ({read.low:+.4f} to {read.high:+.4f})"
+        return f"{verdict} ({100 * read.low:+z.2f} to {100 * read.high:+z.2f} points)"
+    return f"{verdict} ({read.low:+z.4f} to {read.high:+z.4f})"
 
 
 def _interval(difference: float, resamples: Sums, confidence: float, num_images: int) -> Interval:

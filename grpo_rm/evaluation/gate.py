@@ -176,7 +176,7 @@ def _test_set(metric: str) -> str:
 
 
 def _in_words(interval: Interval) -> str:
-    return f"{interval.difference:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
+    return f"{interval.difference:+z.4f} ({interval.low:+z.4f} to {interval.high:+z.4f})"
 
 
 def _short(classes: Sequence[str]) -> str:

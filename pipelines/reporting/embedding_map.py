@@ -14,6 +14,7 @@ MIN_IMAGES = 8  # of fewer there is no map
 PERPLEXITY = 30.0
 START_STD = 1e-4  # of the coordinates t-SNE starts from, as scikit-learn has it
 SIDE = 400  # of the square that holds the map
+MARGIN = 14
 # Told apart by most color-blind readers, on white and on black.
 PALETTE = (
     *("#4477aa", "#ee6677", "#228833", "#b8a51f", "#37a9cf"),
@@ -103,7 +104,7 @@ def _turn_towards(places: NDArray[np.float32], target: NDArray[np.float32]) -> N
 
 
 def _fit_into_square(places: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale both axes alike, so that distances stay comparable, with room for a dot at the edge."""
+    """Scale both axes alike, so that distances stay comparable, with room around it."""
     center = (places.max(axis=0) + places.min(axis=0)) / 2
     reach = np.ptp(places, axis=0).max() or 1.0
-    return np.asarray(SIDE / 2 + (places - center) / reach * (SIDE - 10), dtype=np.float32)
+    return np.asarray(SIDE / 2 + (places - center) / reach * (SIDE - 2 * MARGIN), dtype=np.float32)

@@ -77,7 +77,9 @@ def statistics_panels(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> l
     panels, arms = [], {name: rows for name, rows in histories.items() if name != "pretrain"}
     for column, title, note, is_zero_based in GRPO_STATISTICS:
         curves = {name: points for name, rows in arms.items() if (points := _points(rows, column))}
-        if curves:
+        if curves and not any(value for points in curves.values() for _, value in points):
+            panels.append(Panel(f"{title}: 0 in every epoch.", note, ""))
+        elif curves:
             svg = curve_figure(curves, name=f"grpo-{column}", title=title, is_zero_based=is_zero_based)
             panels.append(Panel(title, note, svg))
     return panels

@@ -91,7 +91,7 @@ def compare_metrics(comparison: Mapping[str, Mapping[str, Any]]) -> dict[str, Ve
         )
         text = describe(interval, higher_is_better=metric.higher_is_better, is_share=metric.is_share)
         word, _, bounds = text.partition(" (")
-        difference = f"{100 * interval.difference:+.2f}" if metric.is_share else f"{interval.difference:+.4f}"
+        difference = f"{100 * interval.difference:+z.2f}" if metric.is_share else f"{interval.difference:+z.4f}"
         reach = 1.1 * max(abs(interval.low), abs(interval.high)) or 1.0
         verdicts[key] = Verdict(
             metric, word, bounds.rstrip(")"), difference, interval.low, interval.high, interval.difference, reach

@@ -89,12 +89,17 @@ def render_page(
     declared = registration.get("comparison", {}).get("control", {})
     comparison = evaluation.get("comparison", {}) | declared
     verdicts = compare_metrics(comparison)
-    main_verdicts = [verdicts[key] for key in _main_metrics(verdicts, declared)]
+    main = _main_metrics(verdicts, declared)
+    over_pretrained = compare_metrics(evaluation.get("over_pretrained", {}))
     arms = {name: rows for name, rows in reliability.items() if name != "pretrain"}
     context = {
         "dataset": dataset,
-        "sentence": group_by_word(main_verdicts),
-        "verdicts": main_verdicts,
+        "sentence": group_by_word([verdicts[key] for key in main]),
+        "verdicts": [verdicts[key] for key in main],
+        "others": group_by_word([verdict for key, verdict in verdicts.items() if key not in main], WORDS[:2]),
+        "num_none": sum(verdict.word == WORDS[2] for verdict in verdicts.values()),
+        "before": group_by_word([over_pretrained[key] for key in main if key in over_pretrained]),
+        "set_sizes": {f"Test set {name}": each["images"] for name, each in evaluation.get("extra_sets", {}).items()},
         "interval": next((value for value in comparison.values() if "confidence" in value), None),
         "mcnemar": comparison.get("mcnemar"),
         "registration": registration,
@@ -130,9 +135,9 @@ def render_page(
     return str(_template().render(context))
 
 
-def group_by_word(verdicts: Sequence[Verdict]) -> list[tuple[str, list[Verdict]]]:
-    """Group the verdicts of the headline: better first, then worse, then no difference shown; empty groups left out."""
-    groups = [(word, [verdict for verdict in verdicts if verdict.word == word]) for word in WORDS]
+def group_by_word(verdicts: Sequence[Verdict], words: Sequence[str] = WORDS) -> list[tuple[str, list[Verdict]]]:
+    """Group verdicts: better first, then worse, then no difference shown; empty groups left out."""
+    groups = [(word, [verdict for verdict in verdicts if verdict.word == word]) for word in words]
     return [(word, members) for word, members in groups if members]
 
 
@@ -190,13 +195,14 @@ def _main_metrics(verdicts: Mapping[str, Verdict], declared: Collection[str]) ->
 
 def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     loader = FileSystemLoader(Path(__file__).parent)
     # autoescape: class names and file names are the user's, and a page is opened in a browser.
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = lambda text: Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
     # Only SVG of our own passes unescaped; its text was escaped when it was written.
     environment.filters["inline_svg"] = lambda svg: Markup(svg.replace(f' xmlns="{SVG_NAMESPACE}"', ""))
     return environment.get_template(TEMPLATE)
