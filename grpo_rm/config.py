@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from grpo_rm.config_errors import explain, keys_of, nearest
 from grpo_rm.evaluation.directions import is_higher_better
+from grpo_rm.gate_names import check_gate
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -380,6 +381,11 @@ class Config(_Block):
                     f"evaluate.extra_sets.{name} is {source} and data.source is {self.data.source}: one is within the "
                     "other, so models would be trained on images of the test. Move one of them elsewhere"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_the_gate_asks_for(self) -> "Config":
+        check_gate(self)
         return self
 
 

@@ -1,10 +1,12 @@
 """What pydantic finds wrong, said as a line for each mistake: the key, what was got, what was expected."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+KEY = "[key]"  # what pydantic puts behind the name of an entry where the name is wrong, and not its value
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
@@ -14,6 +16,19 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     meant = {line.rpartition("did you mean ")[2].rstrip("?") for line in explained if "did you mean" in line}
     is_missing = [detail["type"] == "missing" and detail["loc"][-1] in meant for detail in details]
     return [line for line, skip in zip(explained, is_missing, strict=True) if not skip]
+
+
+def several(mistakes: Mapping[tuple[str, ...], str]) -> ValidationError:
+    """Return an error with several mistakes, for a validator of more than one entry.
+
+    Args:
+        mistakes: Names of entries, each with all its parents, to what is wrong with them.
+    """
+    details = [
+        InitErrorDetails(type=PydanticCustomError("name", "{why}", {"why": why}), loc=(*name, KEY), input=None)
+        for name, why in mistakes.items()
+    ]
+    return ValidationError.from_exception_data("entries", details)
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
@@ -32,7 +47,7 @@ def keys_of(block: type[BaseModel], parents: Sequence[int | str] = ()) -> list[s
 
 
 def _explain(detail: ErrorDetails, schema: type[BaseModel]) -> str:
-    is_of_key = detail["loc"][-1:] == ("[key]",)  # the name of an entry, not its value
+    is_of_key = detail["loc"][-1:] == (KEY,)
     loc = detail["loc"][:-1] if is_of_key else detail["loc"]
     name = ".".join(str(part) for part in loc)
     if detail["type"] == "extra_forbidden":

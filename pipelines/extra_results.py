@@ -1,4 +1,7 @@
-"""The models on the extra sets: metrics, and what a paired comparison needs."""
+"""The models on the extra sets: metrics, and what a paired comparison needs.
+
+Images that models have seen, in training or in validation, are left out of both.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,20 +18,25 @@ from pipelines.predictions import Outputs, place_of
 
 @dataclass(frozen=True)
 class ExtraSet:
-    """A set as it is prepared: for each image whether it is, or is nearly, one that models were trained on."""
+    """A set as it is prepared: for each image whether it is, or is nearly, a training or validation image."""
 
     name: str
-    is_trained_on: NDArray[np.bool_]
+    is_left_out: NDArray[np.bool_]
+
+    @property
+    def num_images(self) -> int:
+        """How many images are measured."""
+        return int((~self.is_left_out).sum())
 
 
 def read_extra_sets(names: Iterable[str]) -> list[ExtraSet]:
-    """Read which images of each set models were trained on, in the order of `read_split`, and print how many."""
-    extra_sets = [_read_extra_set(name) for name in names]
-    for extra in extra_sets:
-        if extra.is_trained_on.any():
-            count = f"{extra.is_trained_on.sum()} of {len(extra.is_trained_on)} images"
-            print(f"warning: {extra.name}: {count} are training images or nearly so; see accuracy_without_copies")
-    return extra_sets
+    """Read which images of each set are left out, in the order of `read_split`."""
+    return [_read_extra_set(name) for name in names]
+
+
+def measured_images(name: str) -> int:
+    """Return on how many images of a set models are measured; 0 where no such set is prepared."""
+    return _read_extra_set(name).num_images if place_of(name)[0].is_dir() else 0
 
 
 def _read_extra_set(name: str) -> ExtraSet:
@@ -40,18 +48,12 @@ def _read_extra_set(name: str) -> ExtraSet:
 
 
 def extra_metrics(outputs: Outputs, extra_sets: Iterable[ExtraSet]) -> dict[str, float]:
-    """Return `<set>/<metric>` of one model; `accuracy_without_copies` where a set has copies, and other images."""
-    metrics: dict[str, float] = {}
-    for extra in extra_sets:
-        predictions, is_new = outputs[extra.name], ~extra.is_trained_on
-        metrics |= {metric: sums.value for metric, sums in extra_sums(outputs, extra.name).items()}
-        if is_new.any() and not is_new.all():
-            is_right = predictions.logits.argmax(axis=1) == predictions.labels
-            metrics[f"{extra.name}/accuracy_without_copies"] = float(is_right[is_new].mean())
-    return metrics
+    """Return `<set>/<metric>` of one model."""
+    return {name: sums.value for extra in extra_sets for name, sums in extra_sums(outputs, extra).items()}
 
 
-def extra_sums(outputs: Outputs, name: str) -> dict[str, MetricSums]:
+def extra_sums(outputs: Outputs, extra: ExtraSet) -> dict[str, MetricSums]:
     """Return what one model is compared by on a set."""
-    sums = extra_set_sums(outputs[name].logits, outputs[name].labels)
-    return {f"{name}/{metric}": values for metric, values in sums.items()}
+    predictions, is_measured = outputs[extra.name], ~extra.is_left_out
+    sums = extra_set_sums(predictions.logits[is_measured], predictions.labels[is_measured])
+    return {f"{extra.name}/{metric}": values for metric, values in sums.items()}

@@ -1,9 +1,10 @@
 """Stage extra_sets: further test sets to shards, beside the data that models are trained on.
 
-They come after `prepare`, whose classes they need and whose training images they must not have.
+They come after `prepare`, whose classes they need and whose training and validation images they must not have.
 """
 
 import json
+import sys
 from pathlib import Path
 
 from grpo_rm.config import Config, load_config
@@ -32,15 +33,22 @@ def prepare_set(config: Config, name: str, output: Path) -> None:
 
     Raises:
         FileNotFoundError: Its source does not exist.
-        ValueError: Its source cannot be opened, or it has other classes, or fewer than two images.
+        ValueError: Its source cannot be opened, or it has other classes, or fewer than two images to measure.
     """
     origin = config.evaluate.extra_sets[name]
     source = open_set(name, origin, task=config.task)
     prepare_extra_set(source, output, prepared=PREPARED, origin=origin, shorter_side=config.data.resize_on_prepare)
     summary = json.loads((output / "extra.json").read_text(encoding="utf-8"))
     images, missing = sum(summary["counts"].values()), summary["missing_classes"]
+    left_out = summary["copies"] + summary["near_duplicates"]
+    known = f"{left_out} of {images + left_out} images are, or nearly are, training or validation images"
     if images < MIN_IMAGES:
-        raise ValueError(f"evaluate.extra_sets.{name} has {images} image, expected at least {MIN_IMAGES}: add some")
+        raise ValueError(
+            f"evaluate.extra_sets.{name}: got {images} image(s) to measure, expected at least {MIN_IMAGES}: add others"
+            + (f"; {known} and left out" if left_out else "")
+        )
+    if left_out:
+        print(f"warning: extra_sets: {name}, {known}: they are left out of all metrics", file=sys.stderr)
     lacks = f", without {len(missing)} of the classes" if missing else ""
     print(f"extra_sets: {name}, {images} images{lacks}, {summary['undecodable']} that cannot be decoded")
 

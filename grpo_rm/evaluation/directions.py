@@ -5,7 +5,6 @@ import re
 
 HIGHER_IS_BETTER = (
     "accuracy",
-    "accuracy_without_copies",  # of an extra set
     "top5_accuracy",
     "f1_macro",
     "worst_class_accuracy",

@@ -32,7 +32,8 @@ def prepare_extra_set(source: Source, output: Path, *, prepared: Path, origin: s
     """Write test shards, a manifest and extra.json into `output`, a new folder; `read_split` reads its "test".
 
     All images are for the test, also those that the source gives another split. The manifest has `copy_of` and
-    `near_duplicate_of`: the id of a training image that each one is, or is nearly ("" where there is none).
+    `near_duplicate_of`: the id of a training or validation image that each one is, or is nearly ("" where there is
+    none). Such an image stays in the shards, and models are not measured on it.
 
     Args:
         source: Its classes are some of those of the training data, by name.
@@ -48,8 +49,8 @@ def prepare_extra_set(source: Source, output: Path, *, prepared: Path, origin: s
     source = with_classes(source, classes)
     described = _describe(source, shorter_side)
     check_readable(source, described["decode_error"])
-    train = pq.read_table(prepared / "manifest.parquet", columns=["id", "split", "sha256", "perceptual_hash"])
-    leaks = find_leaks(described, train.filter(pc.equal(train["split"], "train")))
+    known = pq.read_table(prepared / "manifest.parquet", columns=["id", "split", "sha256", "perceptual_hash"])
+    leaks = find_leaks(described, known.filter(pc.not_equal(known["split"], "test")))
     manifest = pa.table({"id": source.ids, "label": source.labels, **_columns(described), **leaks})
     (output / SPLIT).mkdir(parents=True)
     _write_shards(source, described, manifest, output, shorter_side)
@@ -91,18 +92,19 @@ def _columns(described: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {name: described[name] for name in ("sha256", "perceptual_hash", "decode_error")}
 
 
-def find_leaks(described: pa.Table, train: pa.Table) -> dict[str, list[str]]:
-    """Return for each image the training image that it is (`copy_of`) or nearly is (`near_duplicate_of`), or "".
+def find_leaks(described: pa.Table, known: pa.Table) -> dict[str, list[str]]:
+    """Return for each image the known one that it is (`copy_of`) or nearly is (`near_duplicate_of`), or "".
 
     Args:
         described: Images with `sha256` and `perceptual_hash`.
-        train: The same of the training images, with their `id`.
+        known: The same of what models have seen, with their `id`: training images, and validation images, by which
+            epoch and temperature are chosen.
     """
-    ids, digests = train["id"].to_pylist(), described["sha256"].to_pylist()
-    owners = dict(zip(train["sha256"].to_pylist(), ids, strict=True))
-    hashes = np.concatenate([_hashes(train), _hashes(described)])
+    ids, digests = known["id"].to_pylist(), described["sha256"].to_pylist()
+    owners = dict(zip(known["sha256"].to_pylist(), ids, strict=True))
+    hashes = np.concatenate([_hashes(known), _hashes(described)])
     firsts = find_near_duplicates(hashes)[len(ids) :].tolist()
-    near = [ids[first] if first < len(ids) else "" for first in firsts]  # training images come first
+    near = [ids[first] if first < len(ids) else "" for first in firsts]  # known images come first
     copies = [owners.get(digest, "") if digest else "" for digest in digests]
     return {
         "copy_of": copies,
@@ -132,9 +134,10 @@ def _write_shards(
 
 
 def summarize_extra_set(source: Source, manifest: pa.Table, origin: str) -> dict[str, Any]:
-    """Return extra.json: images per class, the classes it lacks, and how many images models were trained on."""
+    """Return extra.json: images per class that are measured, classes without any, and how many images are left out."""
     good = manifest.filter(is_usable(manifest))
-    counts = np.bincount(good["label"].to_numpy(), minlength=len(source.classes)).tolist()
+    copies, near = (pc.not_equal(good[name], "").to_numpy() for name in ("copy_of", "near_duplicate_of"))
+    counts = np.bincount(good["label"].to_numpy()[~(copies | near)], minlength=len(source.classes)).tolist()
     counted = dict(zip(source.classes, counts, strict=True))
     return {
         "name": source.name,
@@ -143,6 +146,6 @@ def summarize_extra_set(source: Source, manifest: pa.Table, origin: str) -> dict
         "counts": counted,
         "missing_classes": [name for name, count in counted.items() if not count],
         "undecodable": len(manifest) - len(good),
-        "copies_of_training_images": pc.sum(pc.not_equal(good["copy_of"], "")).as_py(),
-        "near_duplicates_of_training_images": pc.sum(pc.not_equal(good["near_duplicate_of"], "")).as_py(),
+        "copies": int(copies.sum()),
+        "near_duplicates": int(near.sum()),
     }

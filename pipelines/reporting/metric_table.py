@@ -38,7 +38,6 @@ class Metric(NamedTuple):
 
 NAMES = {  # in the order of the table; {}: a number
     "accuracy": Name("Accuracy", "Classification", True, "accuracy"),
-    "accuracy_without_copies": Name("Accuracy without training images", "Classification", True),
     "top5_accuracy": Name("Top-5 accuracy", "Classification", True),
     "f1_macro": Name("Macro F1", "Classification", True, "macro F1"),
     "worst_class_accuracy": Name("Accuracy of the worst class", "Classification", True),

@@ -43,12 +43,12 @@ def set_parameters() -> None:
 
 
 def prepare_sketches() -> None:
-    """Make an extra set of validation images in another style."""
-    val = read_split(PREPARED, "val")
+    """Make an extra set of test images in another style: those of validation would be left out."""
+    test = read_split(PREPARED, "test")
     for row in range(60):
-        pixels = np.asarray(decode(val.files[row], channels=1))
+        pixels = np.asarray(decode(test.files[row], channels=1))
         sketch = corrupt(pixels[..., None] if pixels.ndim == 2 else pixels, "contrast", 3, seed=0, image_id=str(row))
-        write(Path("data/raw/sketch"), {f"{val.labels[row]}/{row}.png": encode(sketch.squeeze())})
+        write(Path("data/raw/sketch"), {f"{test.labels[row]}/{row}.png": encode(sketch.squeeze())})
     extra_sets.main()
 
 

@@ -1,4 +1,4 @@
-"""Further test sets: classes by name, and images that models were trained on."""
+"""Further test sets: classes by name, and images that models have seen."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def test_labels_are_those_of_the_training_data(prepared, tmp_path):
     assert [split.files[row] for row in range(4)] == [files[name] for name in names]
     assert summary["counts"] == {"cat": 0, "cow": 2, "dog": 2} and summary["missing_classes"] == ["cat"]
     assert summary["undecodable"] == 1 and len(rows) == 5
-    assert summary["copies_of_training_images"] == summary["near_duplicates_of_training_images"] == 0
+    assert summary["copies"] == summary["near_duplicates"] == 0
 
 
 def test_any_split_of_the_source_is_for_the_test(prepared, tmp_path):
@@ -56,26 +56,30 @@ def test_any_split_of_the_source_is_for_the_test(prepared, tmp_path):
     assert len(read_split(tmp_path / "extra", "test").ids) == 3
 
 
-def test_images_that_were_trained_on_are_found(prepared, tmp_path):
-    train, test = ids_of(prepared, "train"), ids_of(prepared, "test")
-    resaved = encode(Image.open(io.BytesIO(FARM[train[1]])), "JPEG", quality=90)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_that_models_have_seen_are_found(prepared, tmp_path, split):
+    seen, test = ids_of(prepared, split), ids_of(prepared, "test")
+    resaved = encode(Image.open(io.BytesIO(FARM[seen[1]])), "JPEG", quality=90)
     files = {
-        "cat/copy.png": FARM[train[0]],
-        "cat/near.jpg": resaved,
+        "cat/copy.png": FARM[seen[0]],
+        "cow/near.jpg": resaved,
         "cat/new.png": encode(noise(5000, (40, 40, 3))),
         "cat/of the test.png": FARM[test[0]],
         "cat/plain.png": encode(np.full((40, 40, 3), 9, np.uint8)),
     }
     summary, rows = extra(prepared, tmp_path / "extra", files)
-    assert [row["copy_of"] for row in rows] == [train[0], "", "", "", ""]
-    assert [row["near_duplicate_of"] for row in rows] == ["", train[1], "", "", ""]
-    assert (summary["copies_of_training_images"], summary["near_duplicates_of_training_images"]) == (1, 1)
+    found = {row["id"]: (row["copy_of"], row["near_duplicate_of"]) for row in rows}
+    of_known = {"cat/copy.png": (seen[0], ""), "cow/near.jpg": ("", seen[1])}
+    assert found == dict.fromkeys(files, ("", "")) | of_known
+    assert (summary["copies"], summary["near_duplicates"]) == (1, 1)
+    assert summary["counts"] == {"cat": 3, "cow": 0, "dog": 0} and summary["missing_classes"] == ["cow", "dog"]
+    assert set(ids_of(tmp_path / "extra", "test")) == set(files)
 
 
 def test_a_file_that_cannot_be_read_is_no_copy_of_another():
     nothing = pa.table({"sha256": [""], "perceptual_hash": [""]})
-    train = pa.table({"id": ["cat/1.png"], "sha256": [""], "perceptual_hash": [""]})
-    assert find_leaks(nothing, train) == {"copy_of": [""], "near_duplicate_of": [""]}
+    known = pa.table({"id": ["cat/1.png"], "sha256": [""], "perceptual_hash": [""]})
+    assert find_leaks(nothing, known) == {"copy_of": [""], "near_duplicate_of": [""]}
 
 
 def test_a_class_of_another_name_is_refused_before_anything_is_written(prepared, tmp_path):

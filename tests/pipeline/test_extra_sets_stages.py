@@ -1,4 +1,4 @@
-"""Extra sets from the parameters to the gate: prepared, measured, compared; images that were trained on are counted."""
+"""Extra sets from the parameters to the gate: prepared, measured, compared; images known to models are left out."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from grpo_rm.model import Model, ModelConfig
 from pipelines import extra_sets, prepare
 from pipelines.candidate import read_candidate
 from pipelines.evaluate import evaluate
-from pipelines.extra_results import ExtraSet, extra_metrics, read_extra_sets
+from pipelines.extra_results import ExtraSet, extra_metrics, extra_sums, measured_images, read_extra_sets
 from pipelines.models import DIRECTORIES
 from pipelines.tables import write_csv
 
@@ -32,6 +32,7 @@ FARM = {
     for seed, name in enumerate(CLASSES)
     for place in range(12)
 }
+NEW = {f"cat/new {k}.png": encode(noise(700 + k)) for k in range(4)}
 SKETCHES = {f"{name}/{place}.png": encode(noise(900 + place)) for name in ("cow", "dog") for place in range(5)}
 
 
@@ -61,8 +62,17 @@ def here(farm, monkeypatch):
     return farm
 
 
-def trained_on() -> list[str]:
-    return read_ids(Path("data/prepared"), "train")
+@pytest.fixture
+def elsewhere(here, tmp_path, monkeypatch):
+    """Another folder with the same prepared data, so that the extra sets of the others stay as they are."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(here / "data/prepared")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ids_of(split: str) -> list[str]:
+    return read_ids(Path("data/prepared"), split)
 
 
 def test_no_sets_leave_an_empty_folder(here):
@@ -91,37 +101,36 @@ def test_sets_of_former_names_are_gone(here, capsys):
     [
         ({}, FileNotFoundError, "evaluate.extra_sets.new: folder:data/raw/new, but .*data/raw/new does not exist"),
         ({"other.txt": b"text"}, (FileNotFoundError, ValueError), r"evaluate\.extra_sets\.new: "),
-        ({"cat/1.png": encode(noise(1))}, ValueError, "evaluate.extra_sets.new has 1 image, expected at least 2"),
+        (
+            {"cat/1.png": encode(noise(1))},
+            ValueError,
+            r"^evaluate.extra_sets.new: got 1 image\(s\) to measure, expected at least 2: add others$",
+        ),
         ({"wolf/1.png": encode(noise(1))}, ValueError, "1 class.* that the training data have not: 'wolf'"),
     ],
 )
-def test_what_is_refused_leaves_the_former_sets(here, tmp_path, monkeypatch, files, error, message):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/prepared").symlink_to(here / "data/prepared")
-    monkeypatch.chdir(tmp_path)
+def test_what_is_refused_leaves_the_former_sets(elsewhere, files, error, message):
     parameters(old="folder:data/raw/old")
-    write(tmp_path / "data/raw/old", SKETCHES)
+    write(elsewhere / "data/raw/old", SKETCHES)
     extra_sets.main()
-    before = tree(tmp_path / "data/extra")
-    write(tmp_path / "data/raw/new", files)
+    before = tree(elsewhere / "data/extra")
+    write(elsewhere / "data/raw/new", files)
     parameters(old="folder:data/raw/old", new="folder:data/raw/new")
     with pytest.raises(error, match=message):
         extra_sets.main()
-    assert before and tree(tmp_path / "data/extra") == before
+    assert before and tree(elsewhere / "data/extra") == before
 
 
 @pytest.fixture(scope="module")
 def evaluated(farm):
-    """What stage evaluate says of three untrained models, with one set that has training images and one without."""
+    """What stage evaluate says of three untrained models, one set with images that they know and one without."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(farm)
         write(farm / "data/raw/sketch", SKETCHES)
-        copies = {name: FARM[name] for name in trained_on()[:3]}
-        near = encode(Image.open(io.BytesIO(FARM[trained_on()[3]])), "JPEG", quality=90)
-        new = {f"cat/new {k}.png": encode(noise(700 + k)) for k in range(4)}
-        write(farm / "data/raw/leaky", copies | new | {"cat/near.jpg": near})
-        write(farm / "data/raw/known", copies)
-        names = ("sketch", "leaky", "known")
+        copies = {name: FARM[name] for name in (*ids_of("train")[:2], ids_of("val")[0])}
+        near = encode(Image.open(io.BytesIO(FARM[ids_of("train")[3]])), "JPEG", quality=90)
+        write(farm / "data/raw/leaky", copies | NEW | {"cat/near.jpg": near})
+        names = ("sketch", "leaky")
         parameters(**{name: f"folder:data/raw/{name}" for name in names})
         extra_sets.main()
         for seed, (name, directory) in enumerate(DIRECTORIES.items()):
@@ -157,34 +166,66 @@ def test_metrics_follow_from_the_predictions(evaluated, model):
 
 
 @pytest.mark.usefixtures("here")
-def test_images_that_were_trained_on_are_told_apart(evaluated):
-    assert evaluated["extra_sets"] == {
-        "sketch": {"images": 10, "trained_on": 0},
-        "leaky": {"images": 8, "trained_on": 4},
-        "known": {"images": 3, "trained_on": 3},
-    }
-    metrics = evaluated["models"]["grpo_rm"]
-    assert [name for name in metrics if name.endswith("without_copies")] == ["leaky/accuracy_without_copies"]
-    is_trained_on = dict(
-        zip(read_ids(Path("data/extra/leaky"), "test"), read_extra_sets(["leaky"])[0].is_trained_on, strict=True)
-    )
-    assert [id_ for id_, is_known in is_trained_on.items() if not is_known] == [f"cat/new {k}.png" for k in range(4)]
+@pytest.mark.parametrize("model", DIRECTORIES)
+def test_images_that_models_have_seen_are_left_out(evaluated, model):
+    assert evaluated["extra_sets"] == {"sketch": {"images": 10, "left_out": 0}, "leaky": {"images": 4, "left_out": 4}}
+    ids, probabilities, labels = predicted(model, "leaky")
+    assert len(ids) == 8, "predictions keep all images"
+    is_new = np.array([id_ in NEW for id_ in ids])
+    metrics = evaluated["models"][model]
+    assert metrics["leaky/accuracy"] == np.mean((probabilities.argmax(axis=1) == labels)[is_new])
+    assert metrics["leaky/nll"] == pytest.approx(log_loss(labels[is_new], probabilities[is_new], labels=range(3)), 1e-5)
+    of_set = {name for name in metrics if name.startswith("leaky/")}
+    assert of_set == {f"leaky/{name}" for name in ("accuracy", "nll", "brier", "f1_macro")}
 
 
-def test_accuracy_without_copies():
+def test_which_images_are_measured():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 0, 2]]
     answers = {"toy": Predictions(np.zeros((5, 2), np.float32), logits, np.array([0, 1, 0, 1, 2]))}
-    metrics = extra_metrics(answers, [ExtraSet("toy", np.array([True, True, False, False, False]))])
-    assert metrics["toy/accuracy"] == 3 / 5
-    assert metrics["toy/accuracy_without_copies"] == 1 / 3
+    toy = ExtraSet("toy", np.array([True, True, False, False, False]))
+    assert toy.num_images == 3
+    assert extra_metrics(answers, [toy])["toy/accuracy"] == 1 / 3
+    assert extra_metrics(answers, [ExtraSet("toy", ~toy.is_left_out)])["toy/accuracy"] == 1
+    assert {sums.terms.shape[1] for sums in extra_sums(answers, toy).values()} == {3}
+
+
+@pytest.mark.usefixtures("here", "evaluated")
+def test_the_number_of_measured_images():
+    assert [extra.num_images for extra in read_extra_sets(["leaky", "sketch"])] == [4, 10]
+    assert [measured_images(name) for name in ("leaky", "sketch", "of another name")] == [4, 10, 0]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_two_images_that_models_have_not_seen_are_needed(elsewhere, others):
+    set_of_known(elsewhere, others)
+    with pytest.raises(ValueError, match=r"^evaluate\.extra_sets\.known: ") as caught:
+        extra_sets.main()
+    assert str(caught.value) == (
+        f"evaluate.extra_sets.known: got {others} image(s) to measure, expected at least 2: add others; "
+        f"5 of {5 + others} images are, or nearly are, training or validation images and left out"
+    )
+
+
+def test_images_that_are_left_out_are_told_of(elsewhere, capsys):
+    set_of_known(elsewhere, others=2)
+    extra_sets.main()
+    said = "5 of 7 images are, or nearly are, training or validation images: they are left out of all metrics"
+    assert capsys.readouterr().err == f"warning: extra_sets: known, {said}\n"
+
+
+def set_of_known(root: Path, others: int) -> None:
+    """Name an extra set of five training and validation images, and so many test images."""
+    names = [*ids_of("train")[:3], *ids_of("val")[:2], *ids_of("test")[:others]]
+    write(root / "data/raw/known", {name: FARM[name] for name in names})
+    parameters(known="folder:data/raw/known")
 
 
 @pytest.mark.usefixtures("here")
 def test_the_arms_are_compared_on_each_set_and_the_gate_knows_its_size(evaluated):
     sizes = read_candidate(read_dataset(Path("data/prepared"))).basis.num_images
     models, compared = evaluated["models"], evaluated["comparison"]
-    assert sizes == {"": len(read_ids(Path("data/prepared"), "test")), "sketch": 10, "leaky": 8, "known": 3}
-    for name in ("sketch", "leaky", "known"):
+    assert sizes == {"": len(ids_of("test")), "sketch": 10, "leaky": 4}
+    for name in ("sketch", "leaky"):
         for metric in (f"{name}/{each}" for each in ("accuracy", "nll", "brier", "f1_macro")):
             assert compared[metric]["num_samples"] == sizes[name]
             difference = models["grpo_rm"][metric] - models["cross_entropy"][metric]

@@ -386,7 +386,7 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("pretrain__ema_decay", 0.999),
         ("pretrain__monitor", "val_nll"),
         ("register__gate__thresholds", {"ece": 0.1, "onnx/size_mb": 5, "knn_top1_k20_t0.07": 0}),
-        ("register__gate__min_gain_over_control", {"robustness/mce": -0.5, "f1_macro": 0.01}),
+        ("register__gate__min_gain_over_control", {"robustness/noise": -0.5, "f1_macro": 0.01}),
         ("seed", 2**32 - 1),
         ("finetune__seeds", [2**32 - 1, 1]),
     ],

@@ -256,7 +256,6 @@ def test_a_constant_predictor_never_passes(ninety_of_a_hundred):
         ("accuracy", True),
         ("knn_top1_k20_t0.07", True),
         ("extra/sketch/f1_macro", True),
-        ("sketch/accuracy_without_copies", True),
         *((f"robustness/{name}", True) for name in corruptions.CORRUPTIONS),
         ("robustness/mce", False),
         ("onnx/latency_ms", False),
