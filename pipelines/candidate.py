@@ -20,12 +20,12 @@ from grpo_rm.evaluation.gate import Basis, Clause
 from grpo_rm.evaluation.measurement import is_of_encoder
 from grpo_rm.evaluation.robustness import Answers, choose_images
 from pipelines.batches import PREPARED
-from pipelines.extra_results import ExtraSet
+from pipelines.extra_results import ExtraSet, measured_images
 from pipelines.lineage import data_hash, sha256
 from pipelines.measurements import ROBUSTNESS, TEST, Measured, measure_corrupted, measure_outputs
 from pipelines.models import CANDIDATE, REFERENCE, all_directories, corrupted_of, predictions_of, weights_of
 from pipelines.onnx_model import OnnxModel
-from pipelines.predictions import AGAIN, Outputs, place_of, read_corrupted, read_origin, read_predictions
+from pipelines.predictions import AGAIN, SPLITS, Outputs, place_of, read_corrupted, read_origin, read_predictions
 
 ONNX = Path("models/onnx/encoder.onnx")
 
@@ -69,7 +69,7 @@ def read_candidate(dataset: Mapping[str, Any]) -> Candidate:
     """
     ids, outputs = read_predictions(predictions_of(CANDIDATE))
     corrupted = corrupted_beside_reference(CANDIDATE)
-    num_images = {TEST if name == "test" else name: len(ids[name]) for name in ids if name not in ("train", "val")}
+    num_images = {TEST: len(ids.get("test", []))} | {name: measured_images(name) for name in ids if name not in SPLITS}
     if corrupted:
         num_images[ROBUSTNESS] = len(corrupted.ids)
     return Candidate(Basis(dataset["classes"], dataset["split"], num_images), ids, outputs, corrupted)

@@ -70,8 +70,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "comparison": compare_arms(measured, config),
         "over_pretrained": compare_with_pretrained(measured, config),
         "extra_sets": {
-            extra.name: {"images": len(extra.is_trained_on), "trained_on": int(extra.is_trained_on.sum())}
-            for extra in extra_sets
+            extra.name: {"images": extra.num_images, "left_out": int(extra.is_left_out.sum())} for extra in extra_sets
         },
     }
     seeds = {name: measured[name].metrics for name in directories if name not in DIRECTORIES}

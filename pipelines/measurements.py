@@ -68,8 +68,7 @@ def measure_outputs(outputs: Outputs, extra_sets: list[ExtraSet], config: Config
         measured = Measurement(measured.metrics | more.metrics, measured.scores | more.scores)
     return Measured(
         measured.metrics | extra_metrics(outputs, extra_sets),
-        {TEST: test_sums(measured, test, groups)}
-        | {extra.name: extra_sums(outputs, extra.name) for extra in extra_sets},
+        {TEST: test_sums(measured, test, groups)} | {extra.name: extra_sums(outputs, extra) for extra in extra_sets},
     )
 
 
