@@ -128,6 +128,10 @@ def run_pipeline(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)  # of a process that failed
     workspace = copy_repository(root)
     workspace.set(pretrain__epochs=5, finetune__epochs=3)
+    # after so few epochs the arms differ by a few of the 364 test images, more than the default margin allows for
+    text = (root / "params.yaml").read_text()
+    assert text.count("{accuracy: -0.02}") == 2
+    (root / "params.yaml").write_text(text.replace("{accuracy: -0.02}", "{accuracy: -0.05}"))
     commit(workspace, "as cloned")
     workspace.succeed("dvc", "repro")
     commit(workspace, "dvc.lock")

