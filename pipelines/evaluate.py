@@ -55,7 +55,6 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
     directories = all_directories(config)
-    print(f"evaluate: images, by {len(directories)} models", flush=True)
     predict_splits(directories, config.evaluate.extra_sets, workers=config.loader.workers)
     validation: dict[str, dict[str, float]] = {}
     measured: dict[str, Measured] = {}

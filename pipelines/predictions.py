@@ -56,6 +56,7 @@ def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *
         for split in (*SPLITS, *extra_sets):
             prepared, part = place_of(split)
             ids, start = read_ids(prepared, part), 0
+            print(f"predictions: {len(ids):,} images of {split}, {len(models)} model(s)", flush=True)
             with closing(evaluation_batches(shape, part, prepared=prepared, workers=workers)) as batches:
                 for chunk in _chunks(batches.epoch(0)):
                     said = predict_all(models, chunk, device=device)

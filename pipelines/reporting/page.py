@@ -85,28 +85,15 @@ def render_page(
         )
     champion = registration.get("champion")
     models = evaluation["models"] | ({"champion": champion["metrics"]} if champion else {})
-    seed_spread = evaluation.get("seed_spread", {})
     declared = registration.get("comparison", {}).get("control", {})
-    comparison = evaluation.get("comparison", {}) | declared
-    verdicts = compare_metrics(comparison)
-    main = _main_metrics(verdicts, declared)
-    over_pretrained = compare_metrics(evaluation.get("over_pretrained", {}))
+    verdicts = compare_metrics(evaluation.get("comparison", {}) | declared)
     arms = {name: rows for name, rows in reliability.items() if name != "pretrain"}
     context = {
         "dataset": dataset,
-        "sentence": group_by_word([verdicts[key] for key in main]),
-        "verdicts": [verdicts[key] for key in main],
-        "others": group_by_word([verdict for key, verdict in verdicts.items() if key not in main], WORDS[:2]),
-        "num_none": sum(verdict.word == WORDS[2] for verdict in verdicts.values()),
-        "before": group_by_word([over_pretrained[key] for key in main if key in over_pretrained]),
         "set_sizes": {f"Test set {name}": each["images"] for name, each in evaluation.get("extra_sets", {}).items()},
-        "interval": next((value for value in comparison.values() if "confidence" in value), None),
-        "mcnemar": comparison.get("mcnemar"),
         "registration": registration,
         "declared": declared,
         "num_compared": len(verdicts),
-        "spread": seed_texts(seed_spread),
-        "num_seeds": max((value["num_seeds"] for value in seed_spread.values()), default=0),
         "models": {name: figures.MODEL_NAMES.get(name, name) for name in in_order(models)},
         "groups": metric_table(models, verdicts, evaluation.get("validation")),
         "learning": figures.learning_panels(histories),
@@ -132,7 +119,33 @@ def render_page(
         "links": links or {},
         "commit": next((c for c in [lineage.get("commit", "")] if re.fullmatch(r"[0-9a-f]{7,64}", c)), None),
     }
-    return str(_template().render(context))
+    return str(_template().render(context | headline(evaluation, verdicts, declared)))
+
+
+def headline(
+    evaluation: Mapping[str, Any], verdicts: Mapping[str, Verdict], declared: Collection[str]
+) -> dict[str, Any]:
+    """Return what the top of the page says: the verdict in one sentence, what else was found, and by which means.
+
+    Args:
+        evaluation: the content of `reports/evaluation.json`.
+        verdicts: of the arms, by metric.
+        declared: the metrics that the gate compares.
+    """
+    comparison, seed_spread = evaluation.get("comparison", {}), evaluation.get("seed_spread", {})
+    over_pretrained = compare_metrics(evaluation.get("over_pretrained", {}))
+    main = _main_metrics(verdicts, declared)
+    return {
+        "sentence": group_by_word([verdicts[key] for key in main]),
+        "verdicts": [verdicts[key] for key in main],
+        "others": group_by_word([verdict for key, verdict in verdicts.items() if key not in main], WORDS[:2]),
+        "num_none": sum(verdict.word == WORDS[2] for verdict in verdicts.values()),
+        "before": group_by_word([over_pretrained[key] for key in main if key in over_pretrained]),
+        "interval": next((value for value in comparison.values() if "confidence" in value), None),
+        "mcnemar": comparison.get("mcnemar"),
+        "spread": seed_texts(seed_spread),
+        "num_seeds": max((value["num_seeds"] for value in seed_spread.values()), default=0),
+    }
 
 
 def group_by_word(verdicts: Sequence[Verdict], words: Sequence[str] = WORDS) -> list[tuple[str, list[Verdict]]]:
