@@ -7,6 +7,7 @@ again, and the metrics that the gate asks for are measured anew from the stored 
 files that were mixed up; who writes all of these files by hand can still write what they like.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,10 @@ def check_weights(name: str, config: Config) -> None:
     files = {predictions_of(name): name, corrupted_of(name): name, corrupted_of(REFERENCE): REFERENCE}
     for path, model in files.items():
         weights = weights_of(directories[model])
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{weights} not found: run `dvc checkout`, or `dvc repro` where it was never trained"
+            )
         if path.is_file() and read_origin(path).get("weights") != sha256(weights):
             raise ValueError(f"{path} is not what {weights} says: {AGAIN}")
 
@@ -191,9 +196,13 @@ def check_stated(stated: Mapping[str, float], measured: Mapping[str, float], ask
         measured: The metrics of the stored predictions, measured anew; the gate judges these.
         asked: Those that the gate asks for.
     """
-    known = [name for name in asked if name in stated and name in measured]
-    wrong = [name for name in known if not abs(stated[name] - measured[name]) <= _tolerance(name)]
-    said = ", ".join(f"{name} {stated[name]:.4f} (measured again: {measured[name]:.4f})" for name in wrong)
+    known = [name for name in asked if name in measured]
+    wrong = [
+        name
+        for name in known
+        if not abs(stated.get(name, math.nan) - measured[name]) <= _tolerance(name)  # NaN is not
+    ]
+    said = ", ".join(f"{name} {stated.get(name, 'nothing')} (measured again: {measured[name]:.4f})" for name in wrong)
     reason = f"evaluation.json says {said}" if wrong else f"{', '.join(known) or 'nothing'} measured again: the same"
     return Clause("metrics", not wrong, reason)
 

@@ -106,9 +106,10 @@ def change_metadata(path: Path, **changes: object) -> None:
 
 def change_predictions(name: str, change: Callable[[dict], None]) -> None:
     path = PREDICTIONS / f"{name}.parquet"
-    columns = pq.read_table(path).to_pydict()
+    table = pq.read_table(path)
+    columns = table.to_pydict()
     change(columns)
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns).replace_schema_metadata(table.schema.metadata), path)
 
 
 def stored_file(version: str) -> Path:

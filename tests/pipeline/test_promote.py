@@ -32,7 +32,7 @@ def base(finished, tmp_path_factory):
     import mlflow
 
     root = tmp_path_factory.mktemp("registry")
-    for name in ("data/prepared", "models/onnx", "models/finetune/grpo_rm", "reports"):
+    for name in ("data/prepared", "models", "reports"):
         shutil.copytree(finished.root / name, root / name)
     for name in ("params.yaml", "dvc.lock"):
         shutil.copyfile(finished.root / name, root / name)
