@@ -228,7 +228,7 @@ def test_predictions_of_another_model():
 @pytest.mark.parametrize("file", ["cross_entropy.parquet", "robustness/cross_entropy.parquet"])
 def test_a_control_that_is_another_model(file):
     shutil.copyfile(PREDICTIONS / file.replace("cross_entropy", "pretrain"), PREDICTIONS / file)
-    with pytest.raises(ValueError, match="is not what models/finetune/cross_entropy/model.safetensors says"):
+    with pytest.raises(ValueError, match=r"is not what models/finetune/cross_entropy/model.safetensors says"):
         verdict()
 
 
