@@ -202,7 +202,10 @@ def check_stated(stated: Mapping[str, float], measured: Mapping[str, float], ask
         for name in known
         if not abs(stated.get(name, math.nan) - measured[name]) <= _tolerance(name)  # NaN is not
     ]
-    said = ", ".join(f"{name} {stated.get(name, 'nothing')} (measured again: {measured[name]:.4f})" for name in wrong)
+    said = ", ".join(
+        f"{name} {format(stated[name], '.4f') if name in stated else 'nothing'} (measured again: {measured[name]:.4f})"
+        for name in wrong
+    )
     reason = f"evaluation.json says {said}" if wrong else f"{', '.join(known) or 'nothing'} measured again: the same"
     return Clause("metrics", not wrong, reason)
 

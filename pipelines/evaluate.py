@@ -169,7 +169,7 @@ def spread_of_seeds(measured: "Mapping[str, Measured]", config: Config) -> dict[
 
 
 def write_metrics(models: Mapping[str, Mapping[str, float]]) -> None:
-    """Write a file per model for DVC: its table then has the models below each other, and its diff nothing else."""
+    """Write a file per model for DVC: its table then has the models below each other."""
     for name, metrics in models.items():
         path = REPORTS / "metrics" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

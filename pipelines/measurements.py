@@ -123,9 +123,9 @@ def compare(
             if (metrics is None or metric in metrics) and all(metric in sums for sums in (*own, *other))
         ]
         if common:
-            warn_of_few_resamples(len(common), config)
             chosen = ([{metric: sums[metric] for metric in common} for sums in arm] for arm in (own, other))
             intervals |= compare_metrics(*chosen, **resampling(config))
+    warn_of_few_resamples(len(intervals), config)
     return intervals
 
 

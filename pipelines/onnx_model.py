@@ -19,6 +19,7 @@ BATCH_SIZE = 256
 SELF_TEST = "self_test.npz"  # beside the ONNX file
 INT8, INT8_SELF_TEST = "encoder.int8.onnx", "self_test.int8.npz"  # likewise, where `export.int8` is set
 OUTPUTS = ("embedding", "logits")
+METADATA = ("grpo_rm.classes", "grpo_rm.preprocessing", "grpo_rm.training")
 
 
 class OnnxModel:
@@ -35,8 +36,9 @@ class OnnxModel:
     def __init__(self, path: Path) -> None:
         self.session = _open_session(path)
         metadata = self.session.get_modelmeta().custom_metadata_map
-        if "grpo_rm.classes" not in metadata:
-            raise ValueError(f"{path} says nothing of its classes: expected an ONNX file that stage export wrote")
+        missing = [name for name in METADATA if name not in metadata]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}: expected an ONNX file that stage export wrote")
         self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])

@@ -4,10 +4,9 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,15 +29,16 @@ from pipelines.models import predictions_of, weights_of
 Outputs = dict[str, Predictions]  # by split, or extra set
 SPLITS = ("train", "val", "test")
 EXTRA = Path("data/extra")
-CHUNK = 32  # batches that are held in memory at a time
+CHUNK = 32  # batches whose answers are held in memory and written together
 ORIGIN = b"grpo_rm"  # key of the Parquet metadata: what a file was made with, as JSON
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError)  # what a Parquet file may end in that is none
 AGAIN = "run `dvc repro --force evaluate`"
 
 
 def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *, workers: int) -> None:
     """Run saved models over train, val, test and the extra sets, without augmentation, and write what they say.
 
-    Images are decoded once for all models, and nothing is held in memory but a few batches.
+    Images are decoded once for all models, and answers are held in memory for `CHUNK` batches alone.
 
     Args:
         directories: Of the models, by name. All take images of one size.
@@ -58,12 +58,13 @@ def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *
             ids, start = read_ids(prepared, part), 0
             print(f"predictions: {len(ids):,} images of {split}, {len(models)} model(s)", flush=True)
             with closing(evaluation_batches(shape, part, prepared=prepared, workers=workers)) as batches:
-                for chunk in _chunks(batches.epoch(0)):
-                    said = predict_all(models, chunk, device=device)
-                    size = len(next(iter(said.values())).labels)
+                images = batches.epoch(0)
+                while start < len(ids):
+                    said = predict_all(models, itertools.islice(images, CHUNK), device=device)
+                    end = start + len(next(iter(said.values())).labels)
                     for name, predictions in said.items():
-                        writers[name].write(split, ids[start : start + size], predictions)
-                    start += size
+                        writers[name].write(split, ids[start:end], predictions)
+                    start = end
 
 
 def origin_of(directory: Path) -> dict[str, str]:
@@ -138,11 +139,12 @@ def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
 
 def read_origin(path: Path) -> dict[str, str]:
     """Return what predictions or answers were made with; nothing where the file does not say."""
+    _check_there(path)
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
-    origin: dict[str, str] = json.loads(metadata.get(ORIGIN, b"{}"))
+        origin: dict[str, str] = json.loads(metadata.get(ORIGIN, b"{}"))
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
     return origin
 
 
@@ -179,23 +181,26 @@ def read_corrupted(path: Path) -> tuple[list[str], Answers]:
     return ids, table["is_right"].to_numpy().reshape(shape)
 
 
-def _chunks(batches: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(batches, CHUNK)):
-        yield chunk
-
-
 def _metadata(origin: Mapping[str, str]) -> dict[bytes, str]:
     return {ORIGIN: json.dumps(dict(origin))}
 
 
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: run `dvc repro evaluate`, or `dvc checkout` where it has run")
+    _check_there(path)
     try:
         return pq.read_table(path, columns=columns)
-    except (pa.ArrowException, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or lacks one of {', '.join(columns)}: {reason}; {AGAIN}") from error
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: run `dvc repro evaluate`, or `dvc checkout` where it has run")
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"{path} is damaged, or is no file of stage evaluate: {reason}; {AGAIN}")
 
 
 def _vectors(matrix: NDArray[np.float32]) -> pa.Array:

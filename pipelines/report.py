@@ -88,11 +88,11 @@ def lineage(config: Config) -> dict[str, str]:
         "commit": f"{tags['git.commit']}{changed}" if tags else "not in a git repository",
         "dvc.lock": dvc_lock.present_hash() or "not there",
         "data": data_hash() or "not recorded by DVC",
-        "weights": origin.pop("weights"),
+        "weights": origin.pop("weights", "not recorded"),
         "ONNX file": read_json("registration")["onnx_sha256"],
         "encoder": config.encoder.name,
         "seed": ", ".join(str(seed) for seed in (config.seed, *config.finetune.seeds)),
-        "evaluated on": origin.pop("hardware"),
+        "evaluated on": origin.pop("hardware", "not recorded"),
         **origin,
     }
 

@@ -51,11 +51,14 @@ def summarize(evaluation: dict[str, Any], gate: dict[str, Any]) -> str:
     difference, mcnemar = evaluation["comparison"]["accuracy"], evaluation["comparison"]["mcnemar"]
     spread = evaluation.get("seed_spread", {}).get("accuracy")
     seeds = f" and {spread['num_seeds']} seeds" if spread else ""
+    low, high = 100 * difference["low"], 100 * difference["high"]
+    if difference["p_corrected"] > 1 - difference["confidence"]:  # as `comparison.shown`, which would load torch
+        low, high = min(low, 0.0), max(high, 0.0)
     lines += [
         "",
-        f"accuracy, GRPO-RM minus cross-entropy: {100 * difference['difference']:+.2f} points "
-        f"({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}, "
-        f"{difference['confidence']:.0%} interval over {difference['num_samples']:,} images{seeds}); only GRPO-RM is "
+        f"accuracy, GRPO-RM minus cross-entropy: {100 * difference['difference']:+z.2f} points "
+        f"({low:+z.2f} to {high:+z.2f}, {difference['confidence']:.0%} interval "
+        f"over {difference['num_samples']:,} images{seeds}); only GRPO-RM is "
         f"right on {mcnemar['only_candidate_right']}, only cross-entropy on {mcnemar['only_control_right']}",
         f"gate: {'passed' if gate['has_passed'] else 'FAILED'}",
         *(f"  {'passed' if c['has_passed'] else 'FAILED'}  {c['reason']}" for c in gate["clauses"]),

@@ -1,10 +1,10 @@
 """Is a candidate better than a control on the same images? Interval, test, correction for many metrics, and words.
 
-What is read has to agree with itself, so one number decides: the corrected p value. It is the larger of two p values,
-of an exact test that both models are the same (McNemar, or swapping the models per image) and of the bootstrap (the
-level at which its interval begins to leave out 0), corrected over the metrics that are looked at together. So where a
-difference is shown, the interval leaves out 0; and where it is not, `shown` widens the interval to reach 0, which
-costs width and never coverage.
+What is read has to agree with itself, so one number decides: the corrected p value. It is the largest p value of an
+exact test that both models are the same (McNemar, or swapping the models per image), of the bootstrap (the level at
+which its interval begins to leave out 0), and for shares of the interval of `proportions`, corrected over the metrics
+that are looked at together. So where a difference is shown, the interval leaves out 0; and where it is not, `shown`
+widens the interval to reach 0, which costs width and never coverage.
 """
 
 import math
@@ -114,8 +114,8 @@ def compare_metrics(
         seed: Of the resampling.
 
     Returns:
-        Name to interval with its p value: the larger one of the bootstrap's and the test's. With several seeds the test
-        is about these trainings alone; the bootstrap's covers the seeds.
+        Name to interval with its p value: the largest one of the bootstrap's, the test's and a share's. With several
+        seeds the test is about these trainings alone; the bootstrap's covers the seeds.
 
     Raises:
         ValueError: no seed, numbers of seeds, names or images that differ, fewer than two images, confidence or

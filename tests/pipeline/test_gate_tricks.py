@@ -152,7 +152,7 @@ def test_costs_and_groups_are_compared():
     config = with_gate(champion={"expected_cost": -0.1, "worst_group_accuracy": -0.1}, control=LAX)
     objective = config.objective.model_copy(update={"cost_matrix": "data/rewards/costs.csv"})
     given = verdict(config.model_copy(update={"objective": objective}))
-    assert not failed(given)
+    assert set(failed(given)) == {"metrics"}  # stage evaluate has not run with them
     metrics = given.as_json()["champion"]["metrics"]
     assert metrics["expected_cost"] == pytest.approx(2 * (1 - metrics["accuracy"]))
     assert metrics["worst_group_accuracy"] <= metrics["accuracy"]
@@ -256,7 +256,7 @@ def test_corrupted_images_that_were_picked():
     ("value", "expected"),
     [
         (math.nan, {"metrics": "accuracy nan (measured again: 0."}),
-        (1.0, {"metrics": "evaluation.json says accuracy 1.0 (measured again: 0."}),
+        (1.0, {"metrics": "evaluation.json says accuracy 1.0000 (measured again: 0."}),
         (None, {"metrics": "accuracy nothing (measured again: 0."}),
     ],
 )

@@ -71,6 +71,9 @@ def test_evaluation_has_every_metric_of_every_model(finished):
     }
     assert set(evaluation["comparison"]) == METRICS - NOT_COMPARED | {"mcnemar"}
     assert set(evaluation["validation"]) == set(MODELS)
+    over = evaluation["over_pretrained"]["accuracy"]
+    of_models = evaluation["models"]
+    assert over["difference"] == pytest.approx(of_models["grpo_rm"]["accuracy"] - of_models["pretrain"]["accuracy"])
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -223,8 +226,9 @@ def test_rewards_from_files_are_trained_with_and_recorded(workspace):
 
 
 def test_dvc_shows_metrics_and_plots(finished):
-    shown = finished.succeed("dvc", "metrics", "show", "--json")
-    assert "knn_top1_k20_t0.07" in shown
+    shown = json.loads(finished.succeed("dvc", "metrics", "show", "--json"))[""]["data"]
+    models = read_json(finished.root / "reports/evaluation.json")["models"]
+    assert {name: shown[f"reports/metrics/{name}.json"]["data"] for name in MODELS} == models
     finished.succeed("dvc", "plots", "show", "--json")
 
 

@@ -103,6 +103,35 @@ def test_a_damaged_file_of_answers_is_refused(tmp_path, damage):
         read_corrupted(path)
 
 
+def flip_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+def test_no_flipped_bit_ends_in_another_error(outputs, tmp_path):
+    """Not all are noticed: Parquet checks its pages only where it is told to."""
+    path = tmp_path / "grpo_rm.parquet"
+    write(outputs, path, origin={"hardware": "CPU"})
+    original = path.read_bytes()
+    said = []
+    for place in np.random.default_rng(0).integers(0, len(original), 150):
+        path.write_bytes(original)
+        flip_bit(path, int(place))
+        said += [error for read in (read_predictions, read_origin) if (error := error_of(read, path))]
+    assert len(said) > 30
+    assert {type(error) for error in said} == {ValueError}
+    assert all("run `dvc repro --force evaluate`" in str(error) for error in said)
+
+
+def error_of(read, path):
+    try:
+        read(path)
+    except Exception as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize(
     ("damage", "read"),
     [
