@@ -12,7 +12,7 @@ from pipelines.stage import run_stage
 # Per stage: what its work imports late, so that it counts as overhead, and the functions that are its work.
 WORK = {
     "prepare": (["sklearn.datasets"], ["pipelines.prepare:prepare"]),
-    "validate": (["great_expectations"], ["pipelines.validation.expectations:validate_manifest"]),
+    "validate": (["great_expectations"], ["pipelines.validation.expectations.checks:validate_manifest"]),
     "pretrain": ([], ["grpo_rm.trainer:Trainer.fit"]),
     "finetune@grpo_rm": ([], ["grpo_rm.trainer:Trainer.fit"]),
     "finetune@cross_entropy": ([], ["grpo_rm.trainer:Trainer.fit"]),
@@ -24,7 +24,11 @@ WORK = {
         ["timm", "onnxscript", "onnxruntime"],
         ["grpo_rm.export:export_onnx", "grpo_rm.export:measure_parity", "pipelines.export:measure_latency"],
     ),
-    "register": ([], ["pipelines.tracking.registry:create_version"]),
+    "register": (
+        ["timm", "sklearn.linear_model", "onnxruntime"],
+        ["pipelines.tracking.registry:create_version", "pipelines.verdict:judge"],
+    ),
+    "report": (["matplotlib.figure", "sklearn.manifold"], ["pipelines.report:read_content"]),
 }
 
 
