@@ -87,7 +87,7 @@ def corrupted_beside_reference(name: str) -> Corrupted | None:
         return None
     (ids, answers), (others, reference) = (read_corrupted(path) for path in paths)
     if ids != others:
-        raise ValueError(f"{paths[0]} and {paths[1]} are not of the same images: run `dvc repro --force evaluate`")
+        raise ValueError(f"{paths[0]} and {paths[1]} are not of the same images: {AGAIN}")
     return Corrupted(ids, answers, reference)
 
 
@@ -168,13 +168,12 @@ def _other_model(candidate: Candidate, model: OnnxModel, config: Config) -> str 
     return None
 
 
-def measure_candidate(candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
-    """Measure the stored predictions anew: what follows from embeddings only where the gate asks for it."""
-    has_encoder = asks_for_encoder(config)
-    measured = measure_outputs(candidate.outputs, extra_sets, config, has_encoder=has_encoder)
-    if candidate.corrupted is None:
-        return measured
-    return measured | measure_corrupted(candidate.corrupted.answers, candidate.corrupted.reference)
+def measure_stored(
+    outputs: Outputs, corrupted: Corrupted | None, extra_sets: list[ExtraSet], config: Config
+) -> Measured:
+    """Measure anew what a model said: what follows from embeddings only where the gate asks for it."""
+    measured = measure_outputs(outputs, extra_sets, config, has_encoder=asks_for_encoder(config))
+    return measured | measure_corrupted(corrupted.answers, corrupted.reference) if corrupted else measured
 
 
 def asked_metrics(config: Config) -> list[str]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from grpo_rm.config import Config
 from grpo_rm.evaluation.gate import Rival
-from pipelines.candidate import Candidate, asks_for_encoder, check_weights, corrupted_beside_reference
+from pipelines.candidate import Candidate, check_weights, corrupted_beside_reference, measure_stored
 from pipelines.extra_results import ExtraSet
-from pipelines.measurements import Measured, compare, measure_corrupted, measure_outputs
+from pipelines.measurements import Measured, compare
 from pipelines.models import CANDIDATE, CONTROL, predictions_of, seed_name
 from pipelines.predictions import AGAIN, read_predictions
 
@@ -30,7 +30,7 @@ def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[Extr
         ValueError: The predictions are not of the candidate's images.
     """
     own, control = (
-        [measure_stored(name, candidate, extra_sets, config) for name in names]
+        [measure_beside(name, candidate, extra_sets, config) for name in names]
         for names in (
             [seed_name(CANDIDATE, seed) for seed in config.finetune.seeds],
             [CONTROL, *(seed_name(CONTROL, seed) for seed in config.finetune.seeds)],
@@ -46,7 +46,7 @@ def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[Extr
     ]
 
 
-def measure_stored(name: str, candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
+def measure_beside(name: str, candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
     """Measure what another model said of the candidate's images.
 
     Raises:
@@ -58,6 +58,4 @@ def measure_stored(name: str, candidate: Candidate, extra_sets: list[ExtraSet], 
     for split, own in candidate.outputs.items():
         if ids.get(split) != candidate.ids[split] or not np.array_equal(outputs[split].labels, own.labels):
             raise ValueError(f"{path} is of other images of {split} than the candidate's: {AGAIN}")
-    measured = measure_outputs(outputs, extra_sets, config, has_encoder=asks_for_encoder(config))
-    corrupted = corrupted_beside_reference(name)
-    return measured | measure_corrupted(corrupted.answers, corrupted.reference) if corrupted else measured
+    return measure_stored(outputs, corrupted_beside_reference(name), extra_sets, config)

@@ -15,7 +15,7 @@ from grpo_rm.datasets import read_dataset, read_ids
 from grpo_rm.evaluation.comparison import Interval, compare_metrics
 from grpo_rm.evaluation.directions import is_higher_better
 from grpo_rm.evaluation.inputs import FloatArray
-from grpo_rm.evaluation.measurement import Measurement, measure_classifier, measure_encoder
+from grpo_rm.evaluation.measurement import Measurement, measure, measure_classifier
 from grpo_rm.evaluation.metric_sums import ece_sums, head_sums, worst_group_accuracy_sums
 from grpo_rm.evaluation.resampling import MetricSums, mean_sums
 from grpo_rm.evaluation.robustness import Answers, robustness_metrics, robustness_scores
@@ -62,10 +62,12 @@ def measure_outputs(outputs: Outputs, extra_sets: list[ExtraSet], config: Config
     """
     settings, groups = config.evaluate, read_groups("test")
     val, test = outputs["val"], outputs["test"]
-    measured = measure_classifier(val, test, costs=read_costs(config), groups=groups)
+    costs, ks, temperature = read_costs(config), settings.knn_k, settings.knn_temperature
     if has_encoder:
-        more = measure_encoder(outputs["train"], val, test, ks=settings.knn_k, knn_temperature=settings.knn_temperature)
-        measured = Measurement(measured.metrics | more.metrics, measured.scores | more.scores)
+        train = outputs["train"]
+        measured = measure(train, val, test, ks=ks, knn_temperature=temperature, costs=costs, groups=groups)
+    else:
+        measured = measure_classifier(val, test, costs=costs, groups=groups)
     return Measured(
         measured.metrics | extra_metrics(outputs, extra_sets),
         {TEST: test_sums(measured, test, groups)} | {extra.name: extra_sums(outputs, extra) for extra in extra_sets},

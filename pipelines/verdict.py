@@ -17,7 +17,7 @@ from pipelines.candidate import (
     asked_metrics,
     check_stated,
     find_doubt,
-    measure_candidate,
+    measure_stored,
     read_candidate,
 )
 from pipelines.champion import Champion, meet_champion
@@ -73,19 +73,20 @@ def judge(
         champion: Its version that is champion; None where there is none, or where it is the candidate itself.
         config: All of it.
     """
-    candidate, stated = read_candidate(dataset), evaluation["models"]["grpo_rm"] | onnx_metrics()
+    candidate, of_file = read_candidate(dataset), onnx_metrics()
+    stated = evaluation["models"]["grpo_rm"] | of_file
     doubt = find_doubt(candidate, dataset, config)
     if doubt:
         return reject(candidate, stated, doubt, champion, config)
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
-    measured = measure_candidate(candidate, extra_sets, config)
+    measured = measure_stored(candidate.outputs, candidate.corrupted, extra_sets, config)
     met = meet_champion(name, champion, candidate, measured, extra_sets, config) if champion else None
     rivals = [*meet_control(candidate, measured, extra_sets, config), *([met.rival] if met else [])]
     clauses = [
         Clause("candidate", True, f"trained on these data with this split; {ONNX} answers test images as is stored"),
         check_stated(stated, measured.metrics, asked_metrics(config)),
         *decide(
-            measured.metrics | onnx_metrics(),
+            measured.metrics | of_file,
             candidate.basis,
             thresholds=config.register_.gate.thresholds,
             over_constant=compare_with_constant(candidate, config),
