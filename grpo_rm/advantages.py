@@ -60,6 +60,13 @@ def group_advantages(
 
 def _std(centered: Tensor, old_log_probs: Tensor | None) -> Tensor:
     if old_log_probs is None:
-        norm: Tensor = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)  # on a CPU 40 times as fast as std
-        return norm / math.sqrt(centered.shape[-1])
+        return _norm(centered) / math.sqrt(centered.shape[-1])
     return expectation(centered.square(), old_log_probs).sqrt().unsqueeze(-1)
+
+
+def _norm(values: Tensor) -> Tensor:
+    # on a CPU 40 times as fast as std: the first where outputs are next to each other in memory, else the second
+    if values.stride(-1) == 1:
+        norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        return norm
+    return values.square().sum(dim=-1, keepdim=True).sqrt()

@@ -7,11 +7,11 @@ decoded: it is filled with zeros, and handed over through a socket.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
-
-from grpo_rm.transforms import Pixels
 
 PREFETCH = 2  # batches that a worker is asked for ahead
 SLOTS = PREFETCH + 1  # of a worker: while it fills one, as many may be waiting, or about to be copied
@@ -26,20 +26,21 @@ class Place(NamedTuple):
 
 
 class BatchMemory:
-    """The batches that are under way, (workers, slots, batch, H, W, C) uint8. Workers inherit it.
+    """The batches that are under way, (workers, slots, batch, *shape). Workers inherit it.
 
     Args:
         workers: How many there are.
         batch_size: Images of the largest batch.
-        shape: Of an image.
+        shape: Of an image, or a mask.
+        dtype: Of an image, or a mask.
     """
 
-    def __init__(self, workers: int, batch_size: int, shape: Sequence[int]) -> None:
-        self._slots = torch.empty((workers, SLOTS, batch_size, *shape), dtype=torch.uint8)
+    def __init__(self, workers: int, batch_size: int, shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> None:
+        self._slots = torch.empty((workers, SLOTS, batch_size, *shape), dtype=dtype)
         self._slots.share_memory_()  # type: ignore[no-untyped-call]
         self._last = 0
 
-    def put(self, images: Iterable[Pixels]) -> Place:
+    def put(self, images: Iterable[NDArray[np.generic]]) -> Place:
         """Write a batch, in a worker. Its oldest slot has been read: else it would not have been asked for a batch."""
         info = get_worker_info()
         assert info is not None
@@ -53,4 +54,4 @@ class BatchMemory:
     def take(self, place: Place) -> Tensor:
         """Copy a batch, in the main process, before it asks for the next one."""
         batch = self._slots[place.worker, place.slot, : place.images]
-        return torch.empty(batch.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).copy_(batch)
+        return torch.empty(batch.shape, dtype=batch.dtype, pin_memory=torch.cuda.is_available()).copy_(batch)

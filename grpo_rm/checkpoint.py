@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo_rm.model import Model, ModelConfig
+from grpo_rm.dense_model import DenseModel
+from grpo_rm.model import DenseConfig, Model, ModelConfig, VisionModel
 
 State = dict[str, Any]
 
@@ -25,7 +26,7 @@ WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.pt"
 FORMER_STATE = "state.former.pt"  # of another training, or damaged: not used, and not lost
 
 
-def save_model(model: Model, directory: Path) -> None:
+def save_model(model: VisionModel, directory: Path) -> None:
     """Write the model. Each file is complete or not there at all; equal weights give equal bytes."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = json.dumps(asdict(model.config), indent=2) + "\n"
@@ -33,7 +34,7 @@ def save_model(model: Model, directory: Path) -> None:
     write_file(directory / CONFIG, lambda path: path.write_text(config, encoding="utf-8"))
 
 
-def save_epoch(model: Model, checkpoints: Path, *, epoch: int, kept: Sequence[int]) -> None:
+def save_epoch(model: VisionModel, checkpoints: Path, *, epoch: int, kept: Sequence[int]) -> None:
     """Write the model as `last`, and where its epoch is kept, as `epoch-N`; remove those of other epochs."""
     save_model(model, checkpoints / "last")
     if epoch in kept:
@@ -47,7 +48,7 @@ def epoch_directory(checkpoints: Path, epoch: int) -> Path:
     return checkpoints / f"epoch-{epoch}"
 
 
-def load_config(directory: Path) -> ModelConfig:
+def load_config(directory: Path) -> ModelConfig | DenseConfig:
     """Read the config.json of a saved model.
 
     Raises:
@@ -58,21 +59,23 @@ def load_config(directory: Path) -> ModelConfig:
         raise FileNotFoundError(
             f"no model in {directory} ({CONFIG} is missing): run `dvc repro` or `dvc checkout` first"
         )
-    return ModelConfig(**json.loads(path.read_text(encoding="utf-8")))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return DenseConfig(**content) if content.get("task") == "segmentation" else ModelConfig(**content)
 
 
-def load_model(directory: Path) -> Model:
-    """Read a saved model, on the CPU and in evaluation mode.
+def load_model(directory: Path) -> Model | DenseModel:
+    """Read a saved model, on the CPU and in evaluation mode: of the task that its config.json says.
 
     Raises:
         FileNotFoundError: There is no model in the directory.
     """
-    model = Model(load_config(directory))
+    config = load_config(directory)
+    model = DenseModel(config) if isinstance(config, DenseConfig) else Model(config)
     model.load_state_dict(load_file(directory / WEIGHTS))
     return model.eval()
 
 
-def hash_model(model: Model) -> str:
+def hash_model(model: VisionModel) -> str:
     """Return the SHA-256 of configuration and weights."""
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for name, tensor in model.state_dict().items():

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from grpo_rm.config_errors import explain, keys_of, nearest
 from grpo_rm.evaluation.directions import is_higher_better
 from grpo_rm.gate_names import check_gate
+from grpo_rm.task_settings import check_task
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -23,15 +24,17 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # strict: a stage is named by what is written
 
-SOURCES = ("digits", "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
-REWARDS = ("accuracy", "uniformity", "cost_matrix", "class_similarity")
+EMBEDDED = ("digits", "shapes")
+SOURCES = (*EMBEDDED, "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
+REWARDS = ("accuracy", "uniformity", "region_iou", "cost_matrix", "class_similarity")
 REWARD_FILES = Path("data/rewards")  # the stage depends on it
+MONITORS, DENSE_MONITORS = ("val_accuracy", "val_nll"), ("val_miou", "val_pixel_accuracy", "val_nll")
 TAKEN_NAMES = ("train", "val", "test", "robustness", "onnx")  # of splits, and of what metrics begin with
 
 
 def _known_source(source: str) -> str:
     kind, _, rest = source.partition(":")
-    if source == "digits" or (rest and kind in [known.partition(":")[0] for known in SOURCES[1:]]):
+    if source in EMBEDDED or (rest and kind in [known.partition(":")[0] for known in SOURCES if ":" in known]):
         return source
     raise ValueError(f"expected one of {', '.join(SOURCES)}")
 
@@ -146,6 +149,27 @@ class Encoder(_Block):
     temperature: Positive
 
 
+class Segmentation(_Block):
+    """The head of a dense task and its sites; see `grpo_rm.model.DenseConfig` and `grpo_rm.task.Segmentation`."""
+
+    strides: Annotated[list[Count], Field(min_length=1)]
+    head: Literal["linear", "decoder"]
+    width: Count
+    site_stride: Count
+    class_balance: Annotated[float, Field(ge=0, le=1)]
+    window: Count | None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Segmentation":
+        if self.strides != sorted(self.strides):
+            raise ValueError(f"strides are {self.strides}, expected them ascending: the head's stride is the first")
+        if self.head == "linear" and len(self.strides) > 1:
+            raise ValueError(f"strides are {self.strides}, expected one with the head linear; decoder takes several")
+        if self.strides[0] % self.site_stride:
+            raise ValueError(f"site_stride is {self.site_stride}, expected a divisor of the first of {self.strides}")
+        return self
+
+
 class Augmentation(_Block):
     min_crop: Share
     flip: bool
@@ -179,8 +203,9 @@ class Training(_Block):
     @field_validator("monitor")
     @classmethod
     def _is_of_the_validation(cls, monitor: str) -> str:
-        if monitor not in ("val_accuracy", "val_nll") and not monitor.startswith("val_knn_"):
-            raise ValueError("expected val_accuracy, val_nll, or with knn_every val_knn_top1_k20_t0.07")
+        if monitor not in (*MONITORS, *DENSE_MONITORS) and not monitor.startswith("val_knn_"):
+            dense = f"in segmentation {', '.join(DENSE_MONITORS)}"
+            raise ValueError(f"expected {', '.join(MONITORS)}, or with knn_every val_knn_top1_k20_t0.07; {dense}")
         return monitor
 
     @model_validator(mode="after")
@@ -346,6 +371,7 @@ class Config(_Block):
     data: Data
     loader: Loader
     encoder: Encoder
+    segmentation: Segmentation
     pretrain: Training
     finetune: Finetuning
     objective: Objective
@@ -353,6 +379,11 @@ class Config(_Block):
     export: Export
     register_: Annotated[Register, Field(alias="register")]
     tracking: Tracking
+
+    @model_validator(mode="after")
+    def _suits_the_task(self) -> "Config":
+        check_task(self)
+        return self
 
     @model_validator(mode="after")
     def _leaves_weights_to_train(self) -> "Config":
@@ -381,6 +412,15 @@ class Config(_Block):
                     f"evaluate.extra_sets.{name} is {source} and data.source is {self.data.source}: one is within the "
                     "other, so models would be trained on images of the test. Move one of them elsewhere"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_class_means(self) -> "Config":
+        if self.task == "segmentation" and "class_similarity" in self.objective.rewards:
+            raise ValueError(
+                "objective.rewards has class_similarity, expected rewards without it: the mean embedding of a class is "
+                "that of whole images, and task is segmentation. A cost_matrix says what is alike; remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -423,6 +463,11 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
     except ValidationError as error:
         lines = explain(error, Config)
         raise ValueError("\n  ".join([f"{path} has {len(lines)} mistake(s):", *lines])) from None
+
+
+def task_blocks(config: Config) -> set[str]:
+    """Return the blocks of params.yaml that a training depends on because of its task."""
+    return {"segmentation"} if config.task == "segmentation" else set()
 
 
 if __name__ == "__main__":

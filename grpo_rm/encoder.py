@@ -73,9 +73,8 @@ def _check_name(name: str, *, pretrained: bool) -> None:
 
 
 def _check_size(encoder: nn.Module, name: str, *, channels: int, image_size: int) -> None:
-    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
-    patch = patch[0] if isinstance(patch, (tuple, list)) else patch
-    if isinstance(patch, int) and image_size % patch:
+    patch = _patch_size(encoder)
+    if patch and image_size % patch:
         multiple = max(1, round(image_size / patch)) * patch
         raise ValueError(
             f"encoder {name!r} cannot take image_size {image_size}: its patches are {patch} pixels wide, so use a "
@@ -96,6 +95,15 @@ def _check_size(encoder: nn.Module, name: str, *, channels: int, image_size: int
         raise ValueError(
             f"encoder {name!r} gives {tuple(shape)}, expected a pooled embedding (1, D): check encoder.args"
         )
+
+
+def _patch_size(encoder: nn.Module) -> int | None:
+    """Return the side of the patches that an image is cut into; None where there are none, or they overlap."""
+    embed = getattr(encoder, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    patch = patch[0] if isinstance(patch, (tuple, list)) else patch
+    step = getattr(getattr(embed, "proj", None), "stride", (patch,))
+    return patch if isinstance(patch, int) and step[0] == patch else None
 
 
 def _first_line(error: BaseException) -> str:

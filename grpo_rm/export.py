@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim
 
 from grpo_rm.model import Model
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUTS = "images", ("embedding", "logits")
 PARITY_BATCHES = (1, 3, 32)
+BATCH = Dim("batch", min=1, max=65_536)
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Parity:
         batch_size: Number of images.
         max_abs_error: Largest difference of any embedding entry or logit.
         min_cosine: Smallest cosine of two embeddings of one image.
+        size: (H, W) of the images.
     """
 
     batch_size: int
     max_abs_error: float
     min_cosine: float
+    size: tuple[int, int]
 
 
 def export_onnx(model: Model, path: Path, *, opset: int, metadata: Mapping[str, str]) -> None:
@@ -51,23 +56,49 @@ def export_onnx(model: Model, path: Path, *, opset: int, metadata: Mapping[str, 
     size = model.config.image_size
     images = torch.zeros(2, size, size, model.config.channels, dtype=torch.uint8)
     try:
-        with torch.no_grad():  # with gradients, some attention layers (BEiT, MaxViT) become views ONNX has no word for
-            program = torch.onnx.export(
-                model.eval(),
-                (images,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
-                verbose=False,
-            )
+        program = trace(model, images, {0: BATCH}, opset=opset)
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(
-            f"encoder {model.config.encoder!r} cannot be exported with opset {opset}: "
-            f"{str(error).strip().splitlines()[0]}. Try another export.opset, or another encoder"
-        ) from error
+        raise no_export(model.config.encoder, opset, error) from error
+    save_onnx(program, path, metadata)
+
+
+def trace(model: nn.Module, images: Tensor, dynamic: Mapping[int, Dim], *, opset: int) -> torch.onnx.ONNXProgram:
+    """Return an image model as ONNX.
+
+    Args:
+        model: From images to embedding and logits.
+        images: An example, (N, H, W, C).
+        dynamic: The dimensions of the images that may be others in the file.
+        opset: ONNX operator set.
+
+    Raises:
+        torch.onnx.OnnxExporterError: torch cannot express it.
+    """
+    with torch.no_grad():  # with gradients, some attention layers (BEiT, MaxViT) become views ONNX has no word for
+        program = torch.onnx.export(
+            model.eval(),
+            (images,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=(dict(dynamic),),
+            verbose=False,
+        )
     assert program is not None
+    return program
+
+
+def no_export(encoder: str, opset: int, error: Exception) -> ValueError:
+    """Return what a person is told whose encoder torch cannot express."""
+    return ValueError(
+        f"encoder {encoder!r} cannot be exported with opset {opset}: "
+        f"{str(error).strip().splitlines()[0]}. Try another export.opset, or another encoder"
+    )
+
+
+def save_onnx(program: torch.onnx.ONNXProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write one file, which names no path of this machine."""
     program.model.graph.metadata_props.clear()
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
@@ -87,15 +118,16 @@ def measure_parity(model: Model, path: Path, images: NDArray[np.uint8]) -> list[
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     repeated = np.resize(images, (max(PARITY_BATCHES), *images.shape[1:]))
-    return [_compare(model, session, repeated[:size]) for size in PARITY_BATCHES]
+    return [compare(model, session, repeated[:size]) for size in PARITY_BATCHES]
 
 
 @torch.inference_mode()
-def _compare(model: Model, session: "onnxruntime.InferenceSession", images: NDArray[np.uint8]) -> Parity:
+def compare(model: nn.Module, session: "onnxruntime.InferenceSession", images: NDArray[np.uint8]) -> Parity:
+    """Run ONNX and torch on one batch."""
     expected = [output.numpy() for output in model.eval()(torch.from_numpy(images))]
     actual = session.run(list(OUTPUTS), {INPUT: images})
     error = max(float(np.abs(a - e).max()) for a, e in zip(actual, expected, strict=True))
-    return Parity(len(images), error, float(cosines(actual[0], expected[0]).min()))
+    return Parity(len(images), error, float(cosines(actual[0], expected[0]).min()), images.shape[1:3])
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from grpo_rm.config import Config
 
 OF_EXTRA_SETS = ("accuracy", "nll", "brier", "f1_macro")  # as in `metric_sums.extra_set_sums`, without numpy
+OF_DENSE_ALONE = ("miou", "pixel_accuracy", "mean_class_accuracy", "boundary_f1")  # of no other task
+OF_PIXELS = (*OF_DENSE_ALONE, "nll", "ece")  # as in `evaluation.segmentation`, without numpy
+OF_PLACES = ("knn_", "linear_probe_")  # what the names of their metrics begin with
 OF_CORRUPTED = ("accuracy", "mce", *CORRUPTIONS)
 OF_FILE = ("size_mb", "latency_ms")
 RECALL_KS = (1, 5, 10)  # as in `retrieval`, without torch
@@ -25,10 +28,17 @@ def check_gate(config: "Config") -> None:
         ("register", "gate", block, metric): why
         for block, limits in config.register_.gate
         for metric in limits
-        if (why := why_refused(metric, config, is_compared=block != "thresholds"))
+        if (why := _why_refused_in(block, metric, config))
     }
     if mistakes:
         raise several(mistakes)
+
+
+def _why_refused_in(block: str, metric: str, config: "Config") -> str | None:
+    is_dense, is_of_champion = config.task == "segmentation", block == "min_gain_over_champion"
+    if is_dense and is_of_champion and metric.startswith(OF_PLACES):  # the champion is known by its file alone
+        return "the ONNX file gives no embedding of a place: ask for it in thresholds or min_gain_over_control"
+    return why_refused(metric, config, is_compared=block != "thresholds")
 
 
 def why_refused(metric: str, config: "Config", *, is_compared: bool) -> str | None:
@@ -40,7 +50,8 @@ def why_refused(metric: str, config: "Config", *, is_compared: bool) -> str | No
         is_compared: Whether an interval is needed: for a gain over another model.
     """
     place, _, name = metric.rpartition("/")
-    places = {"": _of_test(config), "robustness": OF_CORRUPTED, "onnx": OF_FILE}
+    of_test = _of_dense_test(config) if config.task == "segmentation" else _of_test(config)
+    places = {"": of_test, "robustness": OF_CORRUPTED, "onnx": OF_FILE}
     places |= dict.fromkeys(config.evaluate.extra_sets, OF_EXTRA_SETS)
     if metric.startswith("/") or "/" in place:
         return f"got {metric!r}, expected METRIC or SET/METRIC: take away every other slash"
@@ -56,9 +67,15 @@ def why_refused(metric: str, config: "Config", *, is_compared: bool) -> str | No
     return None
 
 
+def _of_dense_test(config: "Config") -> list[str]:
+    """Return what is measured on the test split in segmentation."""
+    ks, temperature = config.evaluate.knn_k, config.evaluate.knn_temperature
+    return [*OF_PIXELS, *(f"knn_top1_k{k}_t{temperature:g}" for k in ks), "linear_probe_top1"]
+
+
 def _of_test(config: "Config") -> list[str]:
     """Return what is measured on the test split; some of it only with groups, or with more than five classes."""
-    elsewhere = {"mce", *OF_FILE}
+    elsewhere = {"mce", *OF_FILE, *OF_DENSE_ALONE}
     known = [name for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if "{" not in name and name not in elsewhere]
     ks, temperature = config.evaluate.knn_k, config.evaluate.knn_temperature
     has_costs = config.objective.cost_matrix is not None
@@ -75,11 +92,12 @@ def _why_not_measured(metric: str, config: "Config", measured: list[str]) -> str
     full_names = {"mce": "robustness/mce", **{name: f"onnx/{name}" for name in OF_FILE}}
     if metric in full_names:
         return f"not measured on the test split: expected {full_names[metric]}, so write that"
-    if metric.startswith("expected_cost"):
+    if metric.startswith("expected_cost") and config.task == "classification":
         return "not measured, as objective.cost_matrix is null: set it to a CSV file, or ask for another metric"
     if metric.startswith("knn_"):
         names = ", ".join(name for name in measured if name.startswith("knn_"))
         given = f"evaluate.knn_k {settings.knn_k} and evaluate.knn_temperature {settings.knn_temperature:g}"
         return f"not measured with {given}: change these, or write one of the expected {names}"
     alike = [name for name in measured if name.startswith("retrieval_recall_")] or measured
-    return f"not measured: expected one of {', '.join(alike)}, so write one of these"
+    with_task = " with task segmentation" if config.task == "segmentation" else ""
+    return f"not measured{with_task}: expected one of {', '.join(alike)}, so write one of these"

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from grpo_rm.devices import Processes
+from grpo_rm.loss_statistics import add_up
 from grpo_rm.losses import Loss
-from grpo_rm.model import Model
+from grpo_rm.model import VisionModel
 from grpo_rm.recipe import Recipe, create_optimizer, create_schedule, set_training_mode
 from grpo_rm.sites import Aggregation, Sites, site_count, site_weights, valid_sites
+from grpo_rm.task import CLASSIFICATION, Task
 
 Stats = dict[str, Tensor]
 
@@ -33,9 +35,10 @@ class NotFiniteError(FloatingPointError):
 
 @dataclass
 class _Part:
-    """A micro-batch, and what was said of it before the first step on it."""
+    """A micro-batch, its sites, and what was said of it before the first step on it, at the stride of the model."""
 
     images: Tensor
+    labels: Tensor
     targets: Tensor
     weights: Tensor
     old_logits: Tensor | None = None
@@ -52,6 +55,7 @@ class Learner:
         recipe: How to train.
         accelerator: Device, precision, and the other processes.
         steps: How many there will be in all.
+        task: What the sites of a batch are.
         aggregation: What a site counts; see `site_weights`.
         old_policy_steps: The old policy is a snapshot of the model, renewed every this many batches. With 1 there is
             none: it is the present policy, or with `recipe.num_iterations` the one before the first step of a batch.
@@ -63,12 +67,13 @@ class Learner:
 
     def __init__(
         self,
-        model: Model,
+        model: VisionModel,
         loss: Loss,
         recipe: Recipe,
         accelerator: Accelerator,
         *,
         steps: int,
+        task: Task = CLASSIFICATION,
         aggregation: Aggregation = "per_image",
         old_policy_steps: int = 1,
         use_reference: bool = False,
@@ -81,8 +86,9 @@ class Learner:
                 "create_accelerator(recipe.precision)"
             )
         model = model.to(accelerator.device)
-        self.model: Model = model.to(memory_format=torch.channels_last) if recipe.channels_last else model
-        self.loss, self.recipe, self.accelerator, self.aggregation = loss, recipe, accelerator, aggregation
+        self.model: VisionModel = model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+        self.loss, self.recipe, self.accelerator = loss, recipe, accelerator
+        self.task, self.aggregation = task, aggregation
         self.processes = Processes(accelerator)
         self.optimizer = accelerator.prepare_optimizer(create_optimizer(model, recipe))
         self.schedule = create_schedule(self.optimizer, recipe, steps=steps)
@@ -97,16 +103,16 @@ class Learner:
         self._finite = _FiniteCheck(skips_allowed=MAX_SKIPPED_STEPS if accelerator.scaler else 0)
 
     @property
-    def result(self) -> Model:
+    def result(self) -> VisionModel:
         """The model that is validated and saved: the trained one, or its moving average."""
         return self.ema.module if self.ema else self.model
 
     @property
-    def models(self) -> list[Model]:
+    def models(self) -> list[VisionModel]:
         """The trained model, and its moving average where there is one."""
         return [self.model, *([self.ema.module] if self.ema else [])]
 
-    def learn(self, images: Tensor, targets: Tensor) -> Iterator[Stats]:
+    def learn(self, images: Tensor, labels: Tensor) -> Iterator[Stats]:
         """Take `num_iterations` steps on this process's part of a batch; yield the statistics of each.
 
         The mean of the statistics over the processes is that of the batch; of a name that begins with "max_" the
@@ -117,7 +123,7 @@ class Learner:
         """
         if self.snapshot and self.steps // self.recipe.num_iterations % self.old_policy_steps == 0:
             self.snapshot.load_state_dict(self.model.state_dict())
-        parts = self._parts(images, targets)
+        parts = self._parts(images, labels)
         for _ in range(self.recipe.num_iterations):
             yield self._step(parts)
 
@@ -155,33 +161,48 @@ class Learner:
         self.steps, self.learning_rate = state["steps"], state["learning_rate"]
         self.schedule.step_update(self.steps)
 
-    def _wrapped(self, model: Model) -> nn.Module:
+    def _wrapped(self, model: VisionModel) -> nn.Module:
         """The model as it is called in training. Accelerate's own wrapper would copy the logits to float32."""
         wrapped: nn.Module = model
         if self.processes.count > 1:
             devices = None if self.accelerator.device.type == "cpu" else [self.accelerator.device]
-            wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+            wrapped = DistributedDataParallel(
+                model,
+                device_ids=devices,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=not self.task.uses_all_weights,
+            )
         return torch.compile(wrapped) if self.recipe.compile else wrapped  # type: ignore[return-value]
 
-    def _parts(self, images: Tensor, targets: Tensor) -> list[_Part]:
+    def _parts(self, images: Tensor, labels: Tensor) -> list[_Part]:
         device = self.accelerator.device
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        targets = self.task.site_targets(labels)
         valid = valid_sites(targets)
         count = self.processes.sum(site_count(valid, self.aggregation))
         # gradients and statistics are averaged over the processes, so each has to count as many times
-        weights = site_weights(valid, self.aggregation, count=count) * self.processes.count
-        cut = [tensor.tensor_split(self.recipe.accumulation) for tensor in (images, targets, weights)]
+        weights = self._weigh(site_weights(valid, self.aggregation, count=count), targets) * self.processes.count
+        cut = [tensor.tensor_split(self.recipe.accumulation) for tensor in (images, labels, targets, weights)]
         return [_Part(*part) for part in zip(*cut, strict=True) if len(part[0])]
+
+    def _weigh(self, weights: Tensor, targets: Tensor) -> Tensor:
+        """Let each site count by its class, and all of the batch together as much as before: statistics stay means."""
+        weighed = self.task.weigh(weights, targets)
+        if weighed is weights:
+            return weights
+        before, after = self.processes.sum(torch.stack([weights.sum(), weighed.sum()])).unbind()
+        return weighed * (before / after.clamp(min=1e-30))
 
     def _step(self, parts: list[_Part]) -> Stats:
         self.optimizer.zero_grad(set_to_none=True)
-        total: Stats = {}
+        stats: list[Stats] = []
         for part in parts:
             is_last = part is parts[-1]
             with nullcontext() if is_last else self.accelerator.no_sync(self._forward):
                 output = self.loss(self._sites(part))
                 self.accelerator.backward(output.loss)
-            total = _together(total, {"train_loss": output.loss.detach()} | output.stats)
+            stats.append({"train_loss": output.loss.detach()} | output.stats)
+        total = add_up(stats)
         norm = self.accelerator.clip_grad_norm_(self.trained, self.recipe.clip_grad_norm)
         # the mean, so that all processes see the same: where one stops, all do
         self._finite.check(self.steps + 1, self.processes.mean(total["train_loss"]), norm)
@@ -206,9 +227,14 @@ class Learner:
             _, logits = self._forward(part.images)
         if part.old_logits is None and self.recipe.num_iterations > 1:
             part.old_logits = logits.detach()
-        return Sites(logits, part.targets, part.weights, part.old_logits, part.reference_logits)
+        now, old, reference = (
+            None if one is None else self.task.site_logits(one, part.labels)
+            for one in (logits, part.old_logits, part.reference_logits)
+        )
+        assert now is not None
+        return Sites(now, part.targets, part.weights, old, reference)
 
-    def _logits(self, model: Model, images: Tensor) -> Tensor:
+    def _logits(self, model: VisionModel, images: Tensor) -> Tensor:
         with torch.no_grad(), self.accelerator.autocast():
             logits: Tensor = model(images)[1]
             return logits
@@ -249,15 +275,5 @@ class _FiniteCheck:
             raise NotFiniteError(self._step, loss, norm)
 
 
-def _frozen(model: Model) -> Model:
+def _frozen(model: VisionModel) -> VisionModel:
     return copy.deepcopy(model).requires_grad_(False)
-
-
-def _together(left: Stats, right: Stats) -> Stats:
-    """Put the statistics of two parts of a batch together."""
-    if not left:
-        return right
-    return {
-        name: torch.maximum(left[name], value) if name.startswith("max_") else left[name] + value
-        for name, value in right.items()
-    }

@@ -1,7 +1,7 @@
 """What the loss reports beside itself, site by site. Names are TRL's where the thing is the same."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,12 @@ from torch import Tensor
 from grpo_rm.advantages import NO_SPREAD
 
 CLIP_STATISTICS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+
+
+def add_up(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the statistics of a batch from those of its parts: of a name that begins with "max_" the greatest."""
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    return {name: values.amax(0) if name.startswith("max_") else values.sum(0) for name, values in stacked.items()}
 
 
 def sum_over_sites(values: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
@@ -19,8 +25,8 @@ def sum_over_sites(values: Mapping[str, Tensor], weights: Tensor) -> dict[str, T
 
 def max_abs_logit(logits: Tensor) -> Tensor:
     """Return the greatest |logit|: () float32."""
-    low, high = logits.detach().aminmax()
-    return torch.maximum(-low, high).float()
+    logits = logits.detach()
+    return torch.maximum(-logits.amin(), logits.amax()).float()  # aminmax would copy what is not in rows
 
 
 @torch.no_grad()

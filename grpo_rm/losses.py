@@ -1,14 +1,18 @@
 """The losses of the arms that are compared: cross-entropy, and GRPO-RM with its rewards put together."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from grpo_rm.advantages import Scale, group_advantages
+from grpo_rm.loss_parts import Loss as Loss
+from grpo_rm.loss_parts import LossOutput as LossOutput
+from grpo_rm.loss_parts import loss_in_parts
 from grpo_rm.loss_statistics import (
     CLIP_STATISTICS,
     clip_statistics,
@@ -20,30 +24,13 @@ from grpo_rm.objective import Weighting, clipped_surrogate, fresh_surrogate, reg
 from grpo_rm.output_set import candidate_mass, candidate_outputs
 from grpo_rm.policy import entropy, kl_divergence, log_policy
 from grpo_rm.random_state import random_state_kept
-from grpo_rm.rewards import Group, Reward, check_rewards, compute_rewards
-from grpo_rm.sites import Sites, site_rows
+from grpo_rm.rewards import Group, Reward, check_rewards, compute_rewards, is_per_site
+from grpo_rm.sites import Sites, site_images, site_rows
 
 Surrogate = Literal["clipped", "regressive"]
 Statistics = Literal["uniform", "policy"]
 
 MIN_REGRESSIVE_EPS = 1e-6  # the first step from pi_old is 2 / eps long
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """A loss and what to log beside it.
-
-    Attributes:
-        loss: Scalar, differentiable.
-        stats: Detached scalars by name. Names are TRL's where the thing is the same. Over the parts of a batch they
-            add up, as the loss does; of a name that begins with "max_" the greatest counts.
-    """
-
-    loss: Tensor
-    stats: dict[str, Tensor]
-
-
-Loss = Callable[[Sites], LossOutput]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +115,10 @@ def _expect(is_so: bool, name: str, value: object, expected: str) -> None:
 
 def cross_entropy_loss(sites: Sites) -> LossOutput:
     """Return -log pi(target), weighted over the sites; with several labels the mean over them."""
+    return loss_in_parts(_cross_entropy_at_once, sites)
+
+
+def _cross_entropy_at_once(sites: Sites) -> LossOutput:
     rows = site_rows(sites)
     log_probs = log_policy(rows.logits)
     loss = (rows.weights * _cross_entropy(log_probs, rows.targets)).sum()
@@ -142,7 +133,7 @@ def grpo_rm_loss(sites: Sites, objective: Objective) -> LossOutput:
         ValueError: The shapes do not fit, or `beta` wants the reference's logits and there are none.
     """
     rows = site_rows(sites)
-    candidates, group, log_probs = _compare(rows, objective)
+    candidates, group, log_probs = _compare(rows, site_images(sites.weights), objective)
     rewards = compute_rewards(group, objective.rewards, rows.weights)
     reward = _total_reward(rewards, objective.reward_weights)
     advantages = group_advantages(
@@ -178,7 +169,7 @@ class GrpoRmLoss:
         """
         if not self.is_checked:
             rows = site_rows(sites)
-            _, group, _ = _compare(rows, self.objective)
+            _, group, _ = _compare(rows, site_images(sites.weights), self.objective)
             with random_state_kept(rows.logits.device):  # a training that goes on checks again
                 check_rewards(group, self.objective.rewards, rows.weights)
             self.is_checked = True
@@ -187,10 +178,12 @@ class GrpoRmLoss:
 
             if is_fusable(sites, self.objective):
                 return fused_grpo_rm_loss(sites, self.objective)
+        if all(is_per_site(reward) for reward in self.objective.rewards.values()):
+            return loss_in_parts(partial(grpo_rm_loss, objective=self.objective), sites)
         return grpo_rm_loss(sites, self.objective)
 
 
-def _compare(rows: Sites, objective: Objective) -> tuple[Sites, Group, Tensor]:
+def _compare(rows: Sites, images: Tensor, objective: Objective) -> tuple[Sites, Group, Tensor]:
     """Return the rows with the candidates alone, their group, and the policy's log-probabilities over them: (N, k)."""
     num_sites, num_outputs = rows.logits.shape
     outputs = torch.arange(num_outputs, device=rows.logits.device).expand(num_sites, -1)
@@ -206,7 +199,7 @@ def _compare(rows: Sites, objective: Objective) -> tuple[Sites, Group, Tensor]:
         )
     log_probs = log_policy(rows.logits)
     old_log_probs = log_probs.detach() if rows.old_logits is None else log_policy(rows.old_logits)
-    return rows, Group(rows.targets, outputs, old_log_probs, objective.classes, is_full), log_probs
+    return rows, Group(rows.targets, outputs, old_log_probs, objective.classes, is_full, images), log_probs
 
 
 def _total_reward(rewards: Mapping[str, Tensor], reward_weights: Mapping[str, float]) -> Tensor:
@@ -214,9 +207,10 @@ def _total_reward(rewards: Mapping[str, Tensor], reward_weights: Mapping[str, fl
     weighted = [(values, reward_weights[name]) for name, values in rewards.items() if reward_weights[name] != 0]
     if not weighted:
         return torch.zeros_like(next(iter(rewards.values())))
-    total = weighted[0][0] * weighted[0][1]
+    first, weight = weighted[0]
+    total = first if weight == 1 else first * weight
     for values, weight in weighted[1:]:
-        total.add_(values, alpha=weight)
+        total = torch.add(total, values, alpha=weight)
     return total
 
 

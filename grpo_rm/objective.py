@@ -7,10 +7,12 @@ How they depart from GRPO for language models:
 - the log-ratio is clamped, since `min` leaves the ratio of a rare candidate with a negative advantage unbounded (ours).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from grpo_rm.policy import expectation
 
@@ -60,10 +62,24 @@ def fresh_surrogate(log_probs: Tensor, advantages: Tensor, *, weighting: Weighti
     gradient at `log_probs` is w_k A_k, whatever the settings (derived). `clipped_surrogate(log_probs,
     log_probs.detach(), advantages)` is the same in three times as many passes over the candidates.
     """
-    old_log_probs = log_probs.detach()
-    _check(log_probs, old_log_probs, advantages)
-    moving = _group_mean(log_probs * advantages, old_log_probs, weighting)
-    return _group_mean(advantages, old_log_probs, weighting) + (moving - moving.detach())
+    _check(log_probs, advantages)
+    slopes = advantages if weighting == "uniform" else log_probs.detach().exp() * advantages
+    gain: Tensor = _Linear.apply(log_probs, slopes)
+    return gain / log_probs.shape[-1] if weighting == "uniform" else gain
+
+
+class _Linear(torch.autograd.Function):
+    """The sum of the slopes, (N, K) to (N,), as a function of which they are the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, slopes: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(slopes)
+        return slopes.sum(dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, None]:
+        return incoming.unsqueeze(-1) * ctx.saved_tensors[0], None
 
 
 def regressive_surrogate(
@@ -104,7 +120,9 @@ def regressive_surrogate(
 
 
 def _group_mean(values: Tensor, old_log_probs: Tensor, weighting: Weighting) -> Tensor:
-    return values.mean(dim=-1) if weighting == "uniform" else expectation(values, old_log_probs)
+    if weighting == "uniform":
+        return values.sum(dim=-1) / values.shape[-1]  # as mean, whose gradient takes a pass more over the outputs
+    return expectation(values, old_log_probs)
 
 
 def _check(*tensors: Tensor) -> None:

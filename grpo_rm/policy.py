@@ -13,7 +13,10 @@ def log_policy(logits: Tensor) -> Tensor:
     Returns:
         (..., K) in float32, or in float64 where the logits are float64.
     """
-    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if logits.ndim == 2 and logits.stride(1) != 1:  # sites are next to each other, and stay so
+        return torch.log_softmax(logits.T, dim=0, dtype=dtype).T
+    return torch.log_softmax(logits, dim=-1, dtype=dtype)
 
 
 def entropy(log_probs: Tensor) -> Tensor:

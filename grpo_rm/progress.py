@@ -51,8 +51,8 @@ class Progress:
         """Print the line of an epoch; `epoch_of` reads it."""
         # with a fresh old policy the value of the clipped objective is 0 all along; this reward is the mean p(label)
         first = next(name for name in ("rewards/accuracy/mean", "reward", "train_loss") if name in metrics)
-        neighbors = [name for name in metrics if name.startswith("val_knn_")]
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in (first, "val_accuracy", "val_nll", *neighbors))
+        measured = [name for name in metrics if name.startswith("val_")]
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in (first, *measured))
         self.say(f"epoch {epoch}/{self.epochs}  {values}{self._pace(epoch)}")
 
     def _pace(self, epoch: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from grpo_rm.model import Model
+from grpo_rm.model import VisionModel
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -93,7 +93,7 @@ class Schedule(Protocol):
         """Set the learning rates of the next step."""
 
 
-def create_optimizer(model: Model, recipe: Recipe) -> Optimizer:
+def create_optimizer(model: VisionModel, recipe: Recipe) -> Optimizer:
     """Return timm's optimizer for the weights that the recipe trains; freeze the others.
 
     Raises:
@@ -155,7 +155,7 @@ def create_schedule(optimizer: Optimizer, recipe: Recipe, *, steps: int) -> Sche
     return schedule
 
 
-def set_training_mode(model: Model) -> None:
+def set_training_mode(model: VisionModel) -> None:
     """Switch to training, but what is frozen to evaluation: its dropout and its batch statistics rest too."""
     model.train()
     for module in model.modules():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo_rm.region_iou import iou_gains
 from grpo_rm.sites import clear_void
 
 
@@ -24,6 +25,8 @@ class Group:
         old_log_probs: (N, k) log-probabilities of the old policy over the candidates; float32 or float64.
         classes: The names of the K outputs.
         is_full: The candidates are known to be all K outputs in order, which a reward may use to be fast.
+        images: (N,) int64: which image of the batch each site is of; in classification 0 .. N - 1. A batch that is cut
+            into parts is cut between images.
     """
 
     targets: Tensor
@@ -31,6 +34,7 @@ class Group:
     old_log_probs: Tensor
     classes: tuple[str, ...] = ()
     is_full: bool = False
+    images: Tensor | None = None
 
     @cached_property
     def old_probs(self) -> Tensor:
@@ -62,6 +66,41 @@ def uniformity_reward(group: Group) -> Tensor:
         (N, k), values in [-1, 0].
     """
     return -group.old_probs
+
+
+def region_iou_reward(group: Group) -> Tensor:
+    """Reward each candidate with what the mIoU of its image gains by it, times the image's sites (ours).
+
+    The other sites are predicted as the old policy finds most probable; the mean is over the classes in the image's
+    truth; see `iou_gains`. With one site an image this is the accuracy reward.
+
+    Returns:
+        (N, k) float32, 0 where there is no label.
+
+    Raises:
+        ValueError: A site may have several labels, or the group does not say which image a site is of.
+    """
+    targets, images = group.targets.long(), group.images
+    if targets.ndim != 1:
+        raise ValueError(
+            f"targets are {tuple(targets.shape)}, expected (N,), one label a site: regions do not overlap. Leave this "
+            "reward out"
+        )
+    if images is None:
+        raise ValueError("images is None, expected (N,) int64: say Group(images=...), which image each site is of")
+    best = group.old_log_probs.argmax(dim=-1, keepdim=True)
+    predictions = group.outputs.gather(1, best).squeeze(1)
+    num_outputs = group.outputs.shape[1] if group.is_full else int(max(group.outputs.max(), targets.max())) + 1
+    gains = iou_gains(targets, predictions, images, num_outputs)
+    labels = targets.clamp(min=0)
+    rewards = gains.wrong[images] if group.is_full else gains.wrong[images.unsqueeze(1), group.outputs]
+    rewards.scatter_(1, best, gains.kept[images, predictions].unsqueeze(1))
+    right = gains.right[images, labels].unsqueeze(1)
+    if group.is_full:  # on a CPU four times as fast as to compare
+        rewards.scatter_(1, labels.unsqueeze(1), right)
+    else:
+        rewards = torch.where(group.outputs == labels.unsqueeze(1), right, rewards)
+    return clear_void(rewards, targets >= 0)
 
 
 class MatrixReward:
@@ -189,8 +228,13 @@ def check_rewards(group: Group, rewards: Mapping[str, Reward], weights: Tensor) 
         _checked(name, reward, group, weights)
 
 
-def _is_ours(reward: Reward) -> bool:
+def is_per_site(reward: Reward) -> bool:
+    """Return whether it is known to look at each site alone, so that sites may be cut into parts."""
     return reward is accuracy_reward or reward is uniformity_reward or isinstance(reward, MatrixReward)
+
+
+def _is_ours(reward: Reward) -> bool:
+    return is_per_site(reward) or reward is region_iou_reward
 
 
 def _quiet(reward: Reward, group: Group) -> Tensor:

@@ -4,6 +4,7 @@ In a shard the images of a row group are one uncompressed page, at the end of th
 length in 4 bytes. So the column `size` says where every image is.
 """
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 COLUMNS = ("id", "label", "size")  # those that are read when a shard is opened
-IMAGES = "image.bytes"
+DENSE_COLUMNS = ("id", "size", "mask_size")  # the same of a shard for segmentation
+IMAGES, MASKS = "image.bytes", "mask.bytes"
 LENGTH = 4  # bytes before each image
 MAX_HEADER = 256  # bytes of a page that are not images: about 30, as long as all have one
 AT_ONCE = 10_000  # ids
@@ -40,12 +42,36 @@ def open_shard(path: Path) -> Shard:
     Raises:
         ValueError: It is no shard as stage prepare writes them, or one for segmentation.
     """
+    with _reading(path) as file:
+        _check_columns(path, file.schema_arrow.names)
+        table = file.read(COLUMNS, use_threads=False)
+        sizes = table["size"].to_numpy()
+        return Shard(path, table["id"], table["label"].to_numpy(), _offsets(path, file.metadata, sizes, IMAGES), sizes)
+
+
+def open_dense_shard(path: Path) -> tuple[Shard, Shard]:
+    """Read all of a shard for segmentation but the images and masks, and return the shard of each. Labels are -1.
+
+    Raises:
+        ValueError: It is no shard as stage prepare writes them, or one without masks.
+    """
+    with _reading(path) as file:
+        _check_dense_columns(path, file.schema_arrow.names)
+        table = file.read(DENSE_COLUMNS, use_threads=False)
+        labels = np.full(len(table), -1, dtype=np.int64)
+        sizes = {IMAGES: table["size"].to_numpy(), MASKS: table["mask_size"].to_numpy()}
+        images, masks = (
+            Shard(path, table["id"], labels, _offsets(path, file.metadata, column_sizes, column), column_sizes)
+            for column, column_sizes in sizes.items()
+        )
+        return images, masks
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names)
-            table = file.read(COLUMNS, use_threads=False)
-            sizes = table["size"].to_numpy()
-            return Shard(path, table["id"], table["label"].to_numpy(), _offsets(path, file.metadata, sizes), sizes)
+            yield file
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:  # Arrow's OSErrors name no file
@@ -60,6 +86,14 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         raise _damage(path, f" has no column {missing[0]!r}:")
 
 
+def _check_dense_columns(path: Path, names: Sequence[str]) -> None:
+    if "label" in names:
+        raise ValueError(f"{path} has labels, expected masks: run `dvc repro prepare` with `task: segmentation`")
+    missing = [name for name in (*DENSE_COLUMNS, "image", "mask") if name not in names]
+    if missing:
+        raise _damage(path, f" has no column {missing[0]!r}:")
+
+
 def _damage(path: Path, what: str = "") -> ValueError:
     return ValueError(
         f"{path}{what} is damaged, or not written by this version: delete it, then run `dvc checkout` or "
@@ -67,9 +101,9 @@ def _damage(path: Path, what: str = "") -> ValueError:
     )
 
 
-def _offsets(path: Path, metadata: pq.FileMetaData, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return where each image begins in the file."""
-    column = next(k for k in range(metadata.num_columns) if metadata.schema.column(k).path == IMAGES)
+def _offsets(path: Path, metadata: pq.FileMetaData, sizes: NDArray[np.int32], name: str) -> NDArray[np.int64]:
+    """Return where each image, or mask, begins in the file."""
+    column = next(k for k in range(metadata.num_columns) if metadata.schema.column(k).path == name)
     offsets = np.empty(len(sizes), dtype=np.int64)
     first = 0
     for number in range(metadata.num_row_groups):

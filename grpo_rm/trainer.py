@@ -21,17 +21,17 @@ from grpo_rm.checkpoint import (
     save_epoch,
     save_state,
 )
-from grpo_rm.datasets import Batches
+from grpo_rm.datasets import Batches, EvaluationBatches
 from grpo_rm.history import Averages, Metrics, best_epochs, epochs_without_progress
-from grpo_rm.inference import Predictions
 from grpo_rm.learner import Learner, NotFiniteError
 from grpo_rm.losses import Loss
-from grpo_rm.model import Model
+from grpo_rm.model import VisionModel
 from grpo_rm.progress import Progress
 from grpo_rm.random_state import random_state, seed_all, set_random_state
 from grpo_rm.recipe import Recipe
 from grpo_rm.sites import Aggregation
-from grpo_rm.validation import Validator, warning_of
+from grpo_rm.task import CLASSIFICATION, Task
+from grpo_rm.validation import signal_warning
 
 Report = Callable[[int, Metrics], None]
 
@@ -69,6 +69,7 @@ class Trainer:
             `checkpoint.remove_state`. The first process alone writes.
         title: Name of the run on the progress display.
         fingerprint: What the result depends on and the trainer cannot see, as JSON: data, loss, code.
+        task: What the sites of a batch are, and what is measured on validation.
         aggregation: What a site counts; see `site_weights`.
         old_policy_steps: See `Learner`.
         use_reference: See `Learner`.
@@ -83,10 +84,10 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model,
+        model: VisionModel,
         loss: Loss,
         train: Batches,
-        val: Batches,
+        val: EvaluationBatches,
         recipe: Recipe,
         *,
         seed: int,
@@ -94,10 +95,11 @@ class Trainer:
         checkpoints: Path,
         title: str,
         fingerprint: Mapping[str, Any],
+        task: Task = CLASSIFICATION,
         aggregation: Aggregation = "per_image",
         old_policy_steps: int = 1,
         use_reference: bool = False,
-        gallery: Batches | None = None,
+        gallery: EvaluationBatches | None = None,
         on_step: Report | None = None,
         on_epoch: Report | None = None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -111,15 +113,21 @@ class Trainer:
             recipe,
             accelerator,
             steps=self.steps,
+            task=task,
             aggregation=aggregation,
             old_policy_steps=old_policy_steps,
             use_reference=use_reference,
         )
         self.processes, self.should_stop = self.learner.processes, should_stop
         self.on_step, self.on_epoch = on_step or _ignore, on_epoch or _ignore
-        self.validator = Validator(val, gallery, recipe, self.processes, device=self.device, pause=self._pause)
+        self.validator = task.create_validator(
+            val, gallery, recipe, self.processes, device=self.device, pause=self._pause
+        )
         seed_all(seed + self.processes.rank)
-        self.fingerprint = {**fingerprint, **self._own_fingerprint(seed, aggregation, old_policy_steps, use_reference)}
+        self.fingerprint = {
+            **fingerprint,
+            **self._own_fingerprint(seed, task, aggregation, old_policy_steps, use_reference),
+        }
         self.progress = Progress(
             title,
             epochs=recipe.epochs,
@@ -133,7 +141,7 @@ class Trainer:
         self._resume()
 
     @property
-    def model(self) -> Model:
+    def model(self) -> VisionModel:
         """The one that is trained; its weights are those of the last step."""
         return self.learner.model
 
@@ -165,7 +173,7 @@ class Trainer:
         )
         return self.epoch > self.recipe.epochs or not has_patience
 
-    def fit(self) -> Model:
+    def fit(self) -> VisionModel:
         """Train all epochs; return the best model by `recipe.monitor` (ties: the lower NLL, then the earlier).
 
         Afterwards `history` has a row of metrics per epoch. Other processes than the first return the last model.
@@ -193,8 +201,8 @@ class Trainer:
             self._set_prototypes()
         self.learner.prepare()
         stride = math.ceil(self.steps / MAX_LOGGED_STEPS)
-        for images, targets in self.train.epoch(self.epoch, start=self.batch):
-            for stats in self.learner.learn(images, targets):
+        for images, labels in self.train.epoch(self.epoch, start=self.batch):
+            for stats in self.learner.learn(images, labels):
                 self.averages.add(stats)
                 if self.step % stride == 0:
                     metrics = Averages.of(stats).read(self.processes)
@@ -208,21 +216,21 @@ class Trainer:
         for model in self.learner.models:
             self.validator.set_prototypes(model)
 
-    def _validate(self) -> tuple[Metrics, Predictions]:
+    def _validate(self) -> tuple[Metrics, str | None]:
         self._set_prototypes()
-        metrics, predictions = self.validator.measure(self.learner.result, epoch=self.epoch)
+        metrics, warning = self.validator.measure(self.learner.result, epoch=self.epoch)
         if not math.isfinite(metrics["val_nll"]):
             self._stop(self.step, f"the validation loss is {metrics['val_nll']:g}")
-        return metrics, predictions
+        return metrics, warning
 
-    def _end_epoch(self, validation: Metrics, predictions: Predictions) -> None:
+    def _end_epoch(self, validation: Metrics, warning: str | None) -> None:
         self.on_epoch(self.step, validation)
         averages = self.averages.read(self.processes) | {"learning_rate": self.learner.learning_rate}
         epoch, row = self.epoch, averages | validation
         self.history.append({"epoch": epoch, "step": self.step} | row)
         self.averages = Averages()
         self.progress.end_epoch(epoch, row)
-        warning = warning_of(row, predictions, self.model.config.classes)
+        warning = signal_warning(row) or warning
         if warning and not self.is_warned:
             self.is_warned = True
             self.progress.say(f"warning: {warning}")
@@ -276,11 +284,12 @@ class Trainer:
         self.averages = Averages(averages, device=self.device)
         self.history, self.is_warned = state["history"], state["is_warned"]
 
-    def _own_fingerprint(self, seed: int, *settings: Any) -> dict[str, Any]:
+    def _own_fingerprint(self, seed: int, task: Task, *settings: Any) -> dict[str, Any]:
         return {
             "initial weights": hash_model(self.model),
             "recipe": asdict(self.recipe),
             "seed": seed,
+            "task": str(task),
             "settings": settings,
             "batches": [len(self.train), self.train.batch_size],
             "device": self.device.type,

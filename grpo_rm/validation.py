@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grpo_rm.datasets import Batch, Batches
+from grpo_rm.datasets import Batch, EvaluationBatches
 from grpo_rm.devices import Processes
 from grpo_rm.evaluation.knn import knn_predictions
 from grpo_rm.head import PrototypeHead
 from grpo_rm.history import Metrics
 from grpo_rm.inference import Predictions, predict
-from grpo_rm.model import Model
+from grpo_rm.model import VisionModel
 from grpo_rm.policy import entropy, log_policy
 from grpo_rm.recipe import Recipe
 
@@ -39,10 +39,12 @@ class Validator:
         ValueError: `recipe.monitor` is not measured.
     """
 
+    names: tuple[str, ...] = ("val_accuracy", "val_nll")  # of the metrics, but for k-NN
+
     def __init__(
         self,
-        val: Batches,
-        gallery: Batches | None,
+        val: EvaluationBatches,
+        gallery: EvaluationBatches | None,
         recipe: Recipe,
         processes: Processes,
         *,
@@ -51,7 +53,7 @@ class Validator:
     ) -> None:
         self.val, self.recipe, self.processes, self.device, self.pause = val, recipe, processes, device, pause
         self._gallery = gallery
-        measured = ["val_accuracy", "val_nll"] + ([knn_name(self.gallery.length)] if recipe.knn_every else [])
+        measured = [*self.names] + ([knn_name(self.gallery.length)] if recipe.knn_every else [])
         if recipe.monitor not in measured:
             unmeasured = f"; with knn_every also {knn_name(gallery.length)}" if gallery and not recipe.knn_every else ""
             raise ValueError(
@@ -59,21 +61,22 @@ class Validator:
             )
 
     @property
-    def gallery(self) -> Batches:
+    def gallery(self) -> EvaluationBatches:
         """The training images as they are evaluated."""
         if self._gallery is None:
             raise ValueError("nearest neighbors and class prototypes need the training images: give `gallery`")
         return self._gallery
 
-    def measure(self, model: Model, *, epoch: int) -> tuple[Metrics, Predictions]:
-        """Return the metrics after an epoch, and what they were made from."""
+    def measure(self, model: VisionModel, *, epoch: int) -> tuple[Metrics, str | None]:
+        """Return the metrics after an epoch, and a warning where the policy has collapsed."""
         predictions = self._predict(model, self.val)
         metrics = validation_metrics(predictions)
         if self.recipe.knn_every and (epoch % self.recipe.knn_every == 0 or epoch == self.recipe.epochs):
             metrics |= knn_metrics(*self._embed_gallery(model), predictions, device=self.device)
-        return self.processes.from_first(metrics), predictions  # other processors may round otherwise
+        warning = _warning(predictions, model.config.classes)
+        return self.processes.from_first(metrics), warning  # other processors may round otherwise
 
-    def set_prototypes(self, model: Model) -> None:
+    def set_prototypes(self, model: VisionModel) -> None:
         """Move class prototypes, where the model has them, to where the classes are now."""
         if isinstance(model.head, PrototypeHead):
             model.head.set_prototypes(*self._embed_gallery(model))
@@ -84,11 +87,11 @@ class Validator:
         if self._gallery:
             self._gallery.close()
 
-    def _predict(self, model: Model, batches: Batches) -> Predictions:
+    def _predict(self, model: VisionModel, batches: EvaluationBatches) -> Predictions:
         mine = predict(model, self._pausing(batches), device=self.device)
         return Predictions(*self._together(mine.embeddings, mine.logits, mine.labels))
 
-    def _embed_gallery(self, model: Model) -> tuple[Tensor, Tensor]:
+    def _embed_gallery(self, model: VisionModel) -> tuple[Tensor, Tensor]:
         """Return embeddings (N, D) and labels (N,) of the gallery, on the CPU."""
         mine = predict(model, self._pausing(self.gallery), device=self.device)
         embeddings, labels = self._together(mine.embeddings, mine.labels)
@@ -98,7 +101,7 @@ class Validator:
         """Return each array with the parts of all processes, in the order of the split."""
         return [np.concatenate(parts) for parts in zip(*self.processes.gather(arrays), strict=True)]
 
-    def _pausing(self, batches: Batches) -> Iterator[Batch]:
+    def _pausing(self, batches: EvaluationBatches) -> Iterator[Batch]:
         mine = batches.epoch(0)
         for _ in range(len(batches)):  # all processes pause equally often, even if one has a batch less
             batch = next(mine, None)
@@ -148,23 +151,40 @@ def knn_metrics(embeddings: Tensor, labels: Tensor, predictions: Predictions, *,
     return {knn_name(len(labels)): is_right.float().mean().item()}
 
 
-def warning_of(metrics: Metrics, predictions: Predictions, classes: list[str]) -> str | None:
-    """Return in words what makes an epoch useless: rewards without a signal, or a policy that has collapsed."""
-    if metrics.get("frac_reward_zero_std", 0) > COLLAPSED:
-        return (
-            f"the rewards carry no signal: at {metrics['frac_reward_zero_std']:.0%} of the sites every output is "
-            "rewarded the same, so nothing is learned there; look at objective.rewards"
-        )
+def signal_warning(metrics: Metrics) -> str | None:
+    """Return in words that the rewards of an epoch carried no signal, where it is so."""
+    if metrics.get("frac_reward_zero_std", 0) <= COLLAPSED:
+        return None
+    return (
+        f"the rewards carry no signal: at {metrics['frac_reward_zero_std']:.0%} of the sites every output is "
+        "rewarded the same, so nothing is learned there; look at objective.rewards"
+    )
+
+
+def collapse_warning(name: str, predicted: float, labeled: float, *, is_certain: bool, of: str) -> str | None:
+    """Return in words that a policy has collapsed, where it is so.
+
+    Args:
+        name: Of the class that is predicted most.
+        predicted: The share of validation images, or pixels, for which it is.
+        labeled: The share of which it is the label.
+        is_certain: Whether the policy is, in the mean.
+        of: "images" or "pixels".
+    """
+    if not (predicted >= COLLAPSED > labeled and is_certain):
+        return None
+    return (
+        f"the policy has collapsed: it is certain of {name!r} for {predicted:.0%} of the validation {of}, "
+        f"and {labeled:.0%} are; lower learning_rate, or look at objective.rewards"
+    )
+
+
+def _warning(predictions: Predictions, classes: list[str]) -> str | None:
     predicted = predictions.logits.argmax(axis=1)
     most = int(np.bincount(predicted).argmax())
     is_labeled = predictions.labels[:, most] if predictions.labels.ndim == 2 else predictions.labels == most
-    share, labeled = np.mean(predicted == most), np.mean(is_labeled)
-    if share >= COLLAPSED > labeled and _is_certain(predictions):
-        return (
-            f"the policy has collapsed: it is certain of {classes[most]!r} for {share:.0%} of the validation images, "
-            f"and {labeled:.0%} are; lower learning_rate, or look at objective.rewards"
-        )
-    return None
+    shares = float(np.mean(predicted == most)), float(np.mean(is_labeled))
+    return collapse_warning(classes[most], *shares, is_certain=_is_certain(predictions), of="images")
 
 
 def _is_certain(predictions: Predictions) -> bool:

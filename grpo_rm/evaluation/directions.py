@@ -13,6 +13,10 @@ HIGHER_IS_BETTER = (
     "knn_top1_k{k}_t{T}",  # {}: a number
     "retrieval_map",
     "retrieval_recall_k{k}",
+    "miou",
+    "pixel_accuracy",
+    "mean_class_accuracy",
+    "boundary_f1",
 )
 LOWER_IS_BETTER = (
     "nll",

@@ -69,7 +69,7 @@ def decide(
     basis: Basis,
     *,
     thresholds: Mapping[str, float],
-    over_constant: Interval | None,
+    over_constant: tuple[str, Interval] | None,
     rivals: Sequence[Rival],
 ) -> list[Clause]:
     """Judge a candidate on the test images; it passes when every clause has.
@@ -78,8 +78,8 @@ def decide(
         metrics: Of the candidate.
         basis: What they were measured on.
         thresholds: Metric to its least value, or to its largest one where lower is better.
-        over_constant: Macro F1 minus that of the model that always says the most frequent class, paired; None where it
-            is missing. It has to lie above 0: accuracy alone can be had without looking at an image.
+        over_constant: A metric, and it minus that of the model that always says the most frequent class, paired; None
+            where it is missing. It has to lie above 0: accuracy alone can be had without looking at an image.
         rivals: The control, and the champion where another version serves now.
 
     Raises:
@@ -106,10 +106,11 @@ def _threshold(name: str, value: float, limit: float) -> Clause:
     return Clause(name, -math.inf < value <= limit, f"{name} {value:.4f}, expected at most {limit:g}")
 
 
-def _no_constant(interval: Interval | None, num_images: Mapping[str, int]) -> Clause:
-    name, metric = "constant", "f1_macro"
-    if interval is None or not _is_sound(metric, interval, num_images):
-        return Clause(name, False, f"cannot be compared with always saying the most frequent class: {interval}")
+def _no_constant(over_constant: tuple[str, Interval] | None, num_images: Mapping[str, int]) -> Clause:
+    name = "constant"
+    if over_constant is None or not _is_sound(*over_constant, num_images):
+        return Clause(name, False, f"cannot be compared with always saying the most frequent class: {over_constant}")
+    metric, interval = over_constant
     reason = f"{metric} minus that of always saying the most frequent class is {_in_words(interval)}, expected above 0"
     return Clause(name, interval.low > 0, reason)
 

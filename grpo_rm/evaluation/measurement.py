@@ -94,7 +94,8 @@ def measure_encoder(
     train: Predictions, val: Predictions, test: Predictions, *, ks: Sequence[int], knn_temperature: float
 ) -> Measurement:
     """Measure what follows from embeddings: the `EMBEDDING_METRICS` of `measure`. Arguments are the same."""
-    scores = _embedding_scores(train, val, test, ks, knn_temperature)
+    scores = neighbor_and_probe_scores(train, val, test, ks=ks, knn_temperature=knn_temperature)
+    scores |= _retrieval_scores(test)
     return Measurement(_means(scores) | _geometry(test), scores)
 
 
@@ -128,24 +129,30 @@ def _cost_scores(test: Predictions, calibrated: npt.NDArray[np.float32], costs: 
     }
 
 
-def _embedding_scores(
-    train: Predictions, val: Predictions, test: Predictions, ks: Sequence[int], temperature: float
+def neighbor_and_probe_scores(
+    train: Predictions, val: Predictions, test: Predictions, *, ks: Sequence[int], knn_temperature: float
 ) -> dict[str, Scores]:
+    """Return whether k-NN and linear probe are right, for each row of `test`. Arguments are those of `measure`."""
     votes = knn_predictions(
         torch.from_numpy(train.embeddings),
         torch.from_numpy(train.labels),
         torch.from_numpy(test.embeddings),
         ks=ks,
-        temperature=temperature,
+        temperature=knn_temperature,
         num_classes=test.logits.shape[1],
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The number of unique classes")  # few images per class are no fault
         probe = linear_probe(*((split.embeddings, split.labels) for split in (train, val, test)))
+    return {
+        **{f"knn_top1_k{k}_t{knn_temperature:g}": _is_right(votes[k].numpy(), test) for k in ks},
+        "linear_probe_top1": _is_right(probe.predictions, test),
+    }
+
+
+def _retrieval_scores(test: Predictions) -> dict[str, Scores]:
     retrieval = retrieve(test.embeddings, test.labels)
     return {
-        **{f"knn_top1_k{k}_t{temperature:g}": _is_right(votes[k].numpy(), test) for k in ks},
-        "linear_probe_top1": _is_right(probe.predictions, test),
         "retrieval_map": retrieval.average_precision,
         **{f"retrieval_recall_k{k}": values for k, values in retrieval.recall.items()},
     }
