@@ -13,25 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from grpo_rm.config import Config
-from grpo_rm.datasets import read_split
 from grpo_rm.evaluation.gate import Basis, Clause
 from grpo_rm.evaluation.measurement import is_of_encoder
-from grpo_rm.evaluation.robustness import Answers, choose_images
-from pipelines.batches import PREPARED
+from grpo_rm.evaluation.robustness import Answers as IsRight
+from grpo_rm.evaluation.robustness import choose_images
 from pipelines.extra_results import ExtraSet, measured_images
 from pipelines.lineage import data_hash, sha256
-from pipelines.measurements import ROBUSTNESS, TEST, Measured, measure_corrupted, measure_outputs
-from pipelines.models import CANDIDATE, REFERENCE, all_directories, corrupted_of, predictions_of, weights_of
+from pipelines.measurements import ROBUSTNESS, TEST, Measured, measure_corrupted
+from pipelines.models import (
+    CANDIDATE,
+    REFERENCE,
+    all_directories,
+    corrupted_of,
+    patches_of,
+    predictions_of,
+    weights_of,
+)
 from pipelines.onnx_model import OnnxModel
-from pipelines.predictions import AGAIN, SPLITS, Outputs, place_of, read_corrupted, read_origin, read_predictions
+from pipelines.predictions import AGAIN, SPLITS, read_corrupted, read_origin
+from pipelines.tasks.task import Answers, Ids, task_of
 
 ONNX = Path("models/onnx/encoder.onnx")
 
-CHECKED_IMAGES = 32  # test images that the ONNX file answers again
-ROUNDING = 0.02  # of the largest logit: a GPU multiplies with 10 bits (TF32), the ONNX file with 23
 # how far a metric measured again may be off: neighbors and probe may come out otherwise for an image on another machine
 EMBEDDING_TOLERANCE, TOLERANCE = 0.01, 1e-5
 
@@ -41,8 +45,8 @@ class Corrupted:
     """What a model and the pretrained one said of corrupted images (see `robustness.Answers`), in the order of ids."""
 
     ids: list[str]
-    answers: Answers
-    reference: Answers
+    answers: IsRight
+    reference: IsRight
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,13 @@ class Candidate:
     Attributes:
         basis: What it was measured on.
         ids: Of the images, by split or extra set.
-        outputs: What it said of them.
+        answers: What it said of them, as its task has it.
         corrupted: None where no corrupted image was measured.
     """
 
     basis: Basis
-    ids: dict[str, list[str]]
-    outputs: Outputs
+    ids: Ids
+    answers: Answers
     corrupted: Corrupted | None
 
 
@@ -68,12 +72,12 @@ def read_candidate(dataset: Mapping[str, Any]) -> Candidate:
     Args:
         dataset: The content of dataset.json.
     """
-    ids, outputs = read_predictions(predictions_of(CANDIDATE))
+    ids, answers = task_of(dataset["task"]).read(CANDIDATE)
     corrupted = corrupted_beside_reference(CANDIDATE)
     num_images = {TEST: len(ids.get("test", []))} | {name: measured_images(name) for name in ids if name not in SPLITS}
     if corrupted:
         num_images[ROBUSTNESS] = len(corrupted.ids)
-    return Candidate(Basis(dataset["classes"], dataset["split"], num_images), ids, outputs, corrupted)
+    return Candidate(Basis(dataset["classes"], dataset["split"], num_images), ids, answers, corrupted)
 
 
 def corrupted_beside_reference(name: str) -> Corrupted | None:
@@ -108,7 +112,8 @@ def check_weights(name: str, config: Config) -> None:
         ValueError: By others.
     """
     directories = all_directories(config)
-    files = {predictions_of(name): name, corrupted_of(name): name, corrupted_of(REFERENCE): REFERENCE}
+    files = {file_of(name): name for file_of in (predictions_of, patches_of, corrupted_of)}
+    files[corrupted_of(REFERENCE)] = REFERENCE
     for path, model in files.items():
         weights = weights_of(directories[model])
         if not weights.is_file():
@@ -120,6 +125,8 @@ def check_weights(name: str, config: Config) -> None:
 
 
 def _other_data(model: OnnxModel, dataset: Mapping[str, Any]) -> str | None:
+    if model.task != dataset["task"]:
+        return f"it is for {model.task}, expected {dataset['task']}"
     if model.classes != dataset["classes"]:
         return f"it knows other classes, or in another order: {model.classes[:5]}, expected {dataset['classes'][:5]}"
     if model.training.get("split") != dataset["split"]:
@@ -130,16 +137,12 @@ def _other_data(model: OnnxModel, dataset: Mapping[str, Any]) -> str | None:
 
 
 def _other_images(candidate: Candidate, config: Config) -> str | None:
-    for name, ids in candidate.ids.items():
-        split = read_split(*place_of(name))
-        if ids != list(split.ids) or not np.array_equal(candidate.outputs[name].labels, split.labels):
-            return f"its predictions of {name} are of other images or labels than the prepared data have"
-        if not np.isfinite(candidate.outputs[name].logits).all():
-            return f"its predictions of {name} have NaN or infinite logits: it diverged"
-    needed = {"val", "test", *config.evaluate.extra_sets} | ({"train"} if asks_for_encoder(config) else set())
-    missing = needed - set(candidate.ids)
-    if missing:
-        return f"there are no predictions of {', '.join(sorted(missing))}"
+    task = task_of(config.task)
+    other = task.find_other_images(candidate.ids, candidate.answers, config, asked=asked_metrics(config))
+    return f"its {other}" if other else _other_corrupted_images(candidate, config)
+
+
+def _other_corrupted_images(candidate: Candidate, config: Config) -> str | None:
     limit = config.evaluate.robustness.images
     if limit and not candidate.corrupted:
         return "there are no answers to corrupted images"
@@ -152,27 +155,15 @@ def _other_images(candidate: Candidate, config: Config) -> str | None:
 
 
 def _other_model(candidate: Candidate, model: OnnxModel, config: Config) -> str | None:
-    """Have the ONNX file answer some test images, and compare with what is stored."""
-    rows = choose_images(candidate.ids["test"], limit=CHECKED_IMAGES, seed=config.seed)
-    files, stored = read_split(PREPARED, "test").files, candidate.outputs["test"]
-    answers = dict(zip(("embeddings", "logits"), model.answer_files([files[row] for row in rows]), strict=True))
-    for name, answered in answers.items():
-        said = getattr(stored, name)[rows]
-        if said.shape != answered.shape:
-            return f"its predictions have {name} of size {said.shape[1]}, expected {answered.shape[1]}"
-        limit = max(config.export.max_abs_error, ROUNDING * float(np.abs(answered).max()))
-        difference = float(np.abs(said - answered).max())
-        if not difference <= limit:  # NaN is not
-            how = f"{name} differ by {difference:.4g}, expected at most {limit:.4g}"
-            return f"its predictions are not those of {ONNX}: {how}"
-    return None
+    other = task_of(config.task).find_other_answers(candidate.ids, candidate.answers, model, config)
+    return f"its predictions are not those of {ONNX}: {other}" if other else None
 
 
 def measure_stored(
-    outputs: Outputs, corrupted: Corrupted | None, extra_sets: list[ExtraSet], config: Config
+    answers: Answers, corrupted: Corrupted | None, extra_sets: list[ExtraSet], config: Config
 ) -> Measured:
     """Measure anew what a model said: what follows from embeddings only where the gate asks for it."""
-    measured = measure_outputs(outputs, extra_sets, config, has_encoder=asks_for_encoder(config))
+    measured = task_of(config.task).measure(answers, extra_sets, config, has_encoder=asks_for_encoder(config))
     return measured | measure_corrupted(corrupted.answers, corrupted.reference) if corrupted else measured
 
 

@@ -10,27 +10,19 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
-
 from grpo_rm.config import Config
-from grpo_rm.datasets import Batches, Split, read_split
+from grpo_rm.datasets import Split, read_split
 from grpo_rm.evaluation.gate import Basis, Rival
 from grpo_rm.evaluation.measurement import is_of_encoder
 from grpo_rm.evaluation.robustness import Answers, corrupted_answers
-from grpo_rm.inference import Predictions, predict
-from grpo_rm.transforms import Pixels
-from pipelines.batches import EVALUATION_BATCH, PREPARED
+from pipelines.batches import PREPARED
 from pipelines.candidate import Candidate
 from pipelines.extra_results import ExtraSet
-from pipelines.measurements import ROBUSTNESS, Measured, compare, measure_corrupted, measure_outputs
+from pipelines.measurements import ROBUSTNESS, Measured, compare, measure_corrupted
+from pipelines.onnx_answers import CPU, AnsweringModule, plain_batches
 from pipelines.onnx_model import OnnxModel
-from pipelines.predictions import place_of
+from pipelines.tasks.task import task_of
 from pipelines.tracking import registry
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -46,19 +38,6 @@ class Champion:
     version: str
     rival: Rival
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-class AnsweringModule(nn.Module):
-    """An ONNX file in the place of a `Model`: images (B, H, W, C) uint8 to embeddings (B, D) and logits (B, K)."""
-
-    def __init__(self, model: OnnxModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer on the CPU."""
-        embeddings, logits = self.model.answer(images.numpy())
-        return torch.from_numpy(embeddings), torch.from_numpy(logits)
 
 
 def meet_champion(
@@ -86,6 +65,8 @@ def meet_champion(
     try:
         with registry.downloaded(name, version) as directory:
             model = OnnxModel(directory / registry.ONNX_FILE)
+        if model.task != config.task:
+            raise ValueError(f"it is for {model.task}, expected {config.task}")
         basis = Basis(model.classes, model.training.get("split"), candidate.basis.num_images)
         if basis != candidate.basis:
             return Champion(version, Rival("champion", basis, min_gain))
@@ -101,20 +82,13 @@ def measure_champion(model: OnnxModel, candidate: Candidate, extra_sets: list[Ex
     """Measure the champion by what the gate asks for, and by what a head is measured by."""
     asked = config.register_.gate.min_gain_over_champion
     has_encoder = any(map(is_of_encoder, asked))
-    splits = ["train"] * has_encoder + ["val", "test"] + [extra.name for extra in extra_sets]
-    workers = config.loader.workers
-    outputs = {name: answer_split(model, read_split(*place_of(name)), workers=workers) for name in splits}
-    measured = measure_outputs(outputs, extra_sets, config, has_encoder=has_encoder)
+    task = task_of(config.task)
+    answers = task.answer(model, extra_sets, config, has_encoder=has_encoder)
+    measured = task.measure(answers, extra_sets, config, has_encoder=has_encoder)
     if candidate.corrupted is None or not any(name.startswith(f"{ROBUSTNESS}/") for name in asked):
         return measured
-    answers = answer_corrupted(model, candidate.corrupted.ids, config)
-    return measured | measure_corrupted(answers, candidate.corrupted.reference)
-
-
-def answer_split(model: OnnxModel, split: Split, *, workers: int) -> Predictions:
-    """Run the champion on images, without augmentation."""
-    with closing(plain_batches(model, split, workers=workers)) as batches:
-        return predict(AnsweringModule(model), batches.epoch(0), device=CPU)
+    is_right = answer_corrupted(model, candidate.corrupted.ids, config)
+    return measured | measure_corrupted(is_right, candidate.corrupted.reference)
 
 
 def answer_corrupted(model: OnnxModel, ids: Sequence[str], config: Config) -> Answers:
@@ -126,13 +100,3 @@ def answer_corrupted(model: OnnxModel, ids: Sequence[str], config: Config) -> An
     with closing(plain_batches(model, chosen, workers=config.loader.workers)) as batches:
         models = {"champion": AnsweringModule(model)}
         return corrupted_answers(models, batches.epoch(0), ids, seed=config.seed, device=CPU)["champion"]
-
-
-def plain_batches(model: OnnxModel, split: Split, *, workers: int) -> Batches:
-    """Return the batches of a split in order, as the file says that it is to be fed."""
-
-    def view(image: Image.Image, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
-        return model.view(image)
-
-    channels = model.preprocessing["channels"]
-    return Batches(split, view, channels=channels, batch_size=EVALUATION_BATCH, workers=workers, cache_gib=0)

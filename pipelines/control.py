@@ -3,15 +3,20 @@
 The comparison is made again, and not read from evaluation.json: the gate has to follow from the answers themselves.
 """
 
-import numpy as np
-
 from grpo_rm.config import Config
 from grpo_rm.evaluation.gate import Rival
-from pipelines.candidate import Candidate, check_weights, corrupted_beside_reference, measure_stored
+from pipelines.candidate import (
+    Candidate,
+    asked_metrics,
+    check_weights,
+    corrupted_beside_reference,
+    measure_stored,
+)
 from pipelines.extra_results import ExtraSet
 from pipelines.measurements import Measured, compare
-from pipelines.models import CANDIDATE, CONTROL, predictions_of, seed_name
-from pipelines.predictions import AGAIN, read_predictions
+from pipelines.models import CANDIDATE, CONTROL, seed_name
+from pipelines.predictions import AGAIN
+from pipelines.tasks.task import task_of
 
 
 def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[ExtraSet], config: Config) -> list[Rival]:
@@ -30,7 +35,7 @@ def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[Extr
         ValueError: The predictions are not of the candidate's images.
     """
     own, control = (
-        [measure_beside(name, candidate, extra_sets, config) for name in names]
+        [measure_beside(name, extra_sets, config) for name in names]
         for names in (
             [seed_name(CANDIDATE, seed) for seed in config.finetune.seeds],
             [CONTROL, *(seed_name(CONTROL, seed) for seed in config.finetune.seeds)],
@@ -46,16 +51,16 @@ def meet_control(candidate: Candidate, measured: Measured, extra_sets: list[Extr
     ]
 
 
-def measure_beside(name: str, candidate: Candidate, extra_sets: list[ExtraSet], config: Config) -> Measured:
-    """Measure what another model said of the candidate's images.
+def measure_beside(name: str, extra_sets: list[ExtraSet], config: Config) -> Measured:
+    """Measure what another model said of the images that the candidate's answers are of: those of the prepared data.
 
     Raises:
         ValueError: It did not say it of these.
     """
     check_weights(name, config)
-    path = predictions_of(name)
-    ids, outputs = read_predictions(path)
-    for split, own in candidate.outputs.items():
-        if ids.get(split) != candidate.ids[split] or not np.array_equal(outputs[split].labels, own.labels):
-            raise ValueError(f"{path} is of other images of {split} than the candidate's: {AGAIN}")
-    return measure_stored(outputs, corrupted_beside_reference(name), extra_sets, config)
+    task = task_of(config.task)
+    ids, answers = task.read(name)
+    other = task.find_other_images(ids, answers, config, asked=asked_metrics(config))
+    if other:
+        raise ValueError(f"the {other} ({name}): {AGAIN}")
+    return measure_stored(answers, corrupted_beside_reference(name), extra_sets, config)

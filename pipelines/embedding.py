@@ -36,6 +36,7 @@ from serving.processors import count_processors
 from serving.registry import open_registry
 
 BATCH_SIZE = 32
+DENSE_BATCH_SIZE = 2  # of whole images, some of which are in memory
 THUMBNAIL_SIZE = 96  # of the longer side
 
 
@@ -166,6 +167,7 @@ class _Decoder:
 
     def __init__(self, live: LiveModel, has_thumbnails: bool) -> None:
         self._onnx, self._has_thumbnails = live.onnx, has_thumbnails
+        self.batch_size = DENSE_BATCH_SIZE if live.onnx.is_dense else BATCH_SIZE
 
     def decode_all(self, batch: Sequence[ImageFile]) -> list[_Decoded]:
         return [self._decode(file) for file in batch]
@@ -203,7 +205,7 @@ def _decoded_batches(files: Iterator[ImageFile], decoder: _Decoder) -> Generator
     waiting: deque[Future[list[_Decoded]]] = deque()
     pool = ThreadPoolExecutor(threads, "decode")
     try:
-        while batch := list(itertools.islice(files, BATCH_SIZE)):
+        while batch := list(itertools.islice(files, decoder.batch_size)):
             waiting.append(pool.submit(decoder.decode_all, batch))
             if len(waiting) > threads + 1:
                 yield waiting.popleft().result()
@@ -217,13 +219,20 @@ def _run(decoded: Sequence[_Decoded], encoder: Encoder) -> pa.Table:
     good = np.array([each.pixels is not None for each in decoded])
     embedding = np.zeros((len(decoded), encoder.dimension), np.float32)
     if good.any():
-        pixels = np.stack([each.pixels for each in decoded if each.pixels is not None])
-        embedding[good] = encoder.live.onnx.run(pixels).embedding
+        embedding[good] = _embeddings([each.pixels for each in decoded if each.pixels is not None], encoder)
     columns = {
         name: [getattr(each, name) for each in decoded] for name in ("id", "label", "sha256", "error", "thumbnail")
     }
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding.ravel()), encoder.dimension)
     return pa.table(columns, schema(encoder.dimension))
+
+
+def _embeddings(pixels: Sequence[Pixels], encoder: Encoder) -> NDArray[np.float32]:
+    """Run the model on a batch; a dense one on one image after the other, which have sizes of their own."""
+    onnx = encoder.live.onnx
+    if onnx.is_dense:
+        return np.concatenate([onnx.run(image[None]).embedding for image in pixels])
+    return onnx.run(np.stack(pixels)).embedding
 
 
 def readable(rows: pa.Table) -> pa.Table:

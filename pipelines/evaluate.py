@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from grpo_rm.config import Config, load_config
 from pipelines.lineage import sha256
@@ -16,11 +16,11 @@ from pipelines.models import (
     REFERENCE,
     all_directories,
     corrupted_of,
-    predictions_of,
     seed_name,
 )
 from pipelines.stage import run_stage
 from pipelines.tables import write_csv
+from pipelines.tasks.task import task_of
 from pipelines.tracking.runs import check_tracking, start_run
 
 if TYPE_CHECKING:
@@ -51,11 +51,10 @@ def main() -> None:
 def evaluate(config: Config) -> dict[str, Any]:
     """Write predictions and plots; return the content of evaluation.json."""
     from pipelines.extra_results import read_extra_sets
-    from pipelines.predictions import predict_splits
 
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
     directories = all_directories(config)
-    predict_splits(directories, config.evaluate.extra_sets, workers=config.loader.workers)
+    task_of(config.task).predict(directories, config)
     validation: dict[str, dict[str, float]] = {}
     measured: dict[str, Measured] = {}
     for name in directories:
@@ -78,16 +77,12 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def measure_model(name: str, extra_sets: "list[ExtraSet]", config: Config) -> "tuple[Measured, dict[str, float]]":
     """Measure what a model said, on test, and its head on validation; write plots."""
-    from grpo_rm.evaluation.measurement import measure_head
-    from pipelines.dvc_plots import write_plots
-    from pipelines.measurements import measure_outputs
-    from pipelines.predictions import read_predictions
-
-    _, outputs = read_predictions(predictions_of(name))
-    measured = measure_outputs(outputs, extra_sets, config, has_encoder=True)
+    task = task_of(config.task)
+    _, answers = task.read(name)
+    measured = task.measure(answers, extra_sets, config, has_encoder=True)
     if name in DIRECTORIES:
-        write_plots(name, outputs, temperature=measured.metrics["temperature"])
-    return measured, measure_head(outputs["val"])
+        task.write_plots(name, answers, measured)
+    return measured, task.measure_validation(answers)
 
 
 def answer_corrupted(directories: Mapping[str, Path], config: Config) -> "dict[str, Answers]":
@@ -96,6 +91,7 @@ def answer_corrupted(directories: Mapping[str, Path], config: Config) -> "dict[s
     from grpo_rm.datasets import read_ids
     from grpo_rm.evaluation.robustness import choose_images, corrupted_answers
     from grpo_rm.inference import best_device
+    from grpo_rm.model import ModelConfig
     from pipelines.batches import PREPARED, chosen_batches
     from pipelines.predictions import origin_of, write_corrupted
 
@@ -108,7 +104,7 @@ def answer_corrupted(directories: Mapping[str, Path], config: Config) -> "dict[s
     ids = read_ids(PREPARED, "test")
     chosen = choose_images(ids, limit=limit, seed=config.seed)
     chosen_ids = [ids[row] for row in chosen]
-    shape = models[REFERENCE].config  # all are given the same images
+    shape = cast(ModelConfig, models[REFERENCE].config)  # all are given the same images
     with closing(chosen_batches(shape, "test", chosen, workers=config.loader.workers)) as batches:
         answers = corrupted_answers(models, batches.epoch(0), chosen_ids, seed=config.seed, device=device)
     for name, of_model in answers.items():
@@ -133,8 +129,10 @@ def compare_arms(measured: "Mapping[str, Measured]", config: Config) -> dict[str
     from pipelines.measurements import TEST, compare
 
     intervals = compare(*arms(measured, config), config)
-    candidate, control = (measured[arm].sums[TEST]["accuracy"].terms.toarray()[0] for arm in (CANDIDATE, CONTROL))
     compared = {name: asdict(interval) for name, interval in correct(intervals).items()}
+    if "accuracy" not in intervals:  # no image is right or wrong as a whole
+        return compared
+    candidate, control = (measured[arm].sums[TEST]["accuracy"].terms.toarray()[0] for arm in (CANDIDATE, CONTROL))
     return compared | {"mcnemar": asdict(mcnemar(candidate, control))}
 
 

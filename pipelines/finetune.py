@@ -6,7 +6,7 @@ Stages grpo_rm_seed@SEED and cross_entropy_seed@SEED: the same two with a furthe
 import sys
 from pathlib import Path
 
-from grpo_rm.config import Config, load_config
+from grpo_rm.config import Config, load_config, task_blocks
 from pipelines.launch import launch_processes
 from pipelines.stage import run_stage
 from pipelines.tracking.runs import check_tracking
@@ -37,7 +37,7 @@ def main() -> None:
 
     model, accelerator = load_model(INITIAL_MODEL), create_accelerator(config.finetune.precision)
     objective = config.objective if arm == "grpo_rm" else None
-    blocks = {"seed", "finetune"} | ({"objective"} if objective else set())
+    blocks = {"seed", "finetune"} | task_blocks(config) | ({"objective"} if objective else set())
     train_stage(
         stage,
         model,

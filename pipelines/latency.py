@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCHES = (1, 32)
+DENSE_BATCHES = (1, 4)  # of whole images, which are large
 RUNS = 20
 
 
-def onnx_latency(path: Path, images: NDArray[np.uint8]) -> dict[str, float]:
+def onnx_latency(path: Path, images: NDArray[np.uint8], batches: Sequence[int] = BATCHES) -> dict[str, float]:
     """Return the median time of a batch in onnxruntime, in milliseconds, by the size of the batch."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return {str(size): median_ms(session.run, None, {"images": batch_of(images, size)}) for size in BATCHES}
+    return {str(size): median_ms(session.run, None, {"images": batch_of(images, size)}) for size in batches}
 
 
 def batch_of(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

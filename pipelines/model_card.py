@@ -9,6 +9,14 @@ from pipelines import dvc_lock
 COLUMNS = {"pretrain": "pretrained", "cross_entropy": "cross-entropy", "grpo_rm": "GRPO-RM (this version)"}
 MAX_CLASSES = 1000  # characters
 
+FILE = {
+    "classification": """`images` (N, H, W, C) uint8 in,
+decoded, cropped and resized (its metadata say how); `embedding` (N, D) and `logits` (N, classes) float32 out.""",
+    "segmentation": """`images` (N, H, W, C) uint8 in,
+decoded, of one size and not resized; `embedding` (N, D), the mean over the places, and `logits` (N, classes, h, w)
+float32 out. These are at the stride that its metadata say: enlarge them by it, bilinear, and crop to (H, W).""",
+}
+
 Models = Mapping[str, Mapping[str, float]]
 
 
@@ -25,8 +33,7 @@ def describe_model(name: str, dataset: Mapping[str, Any]) -> str:
 
 {len(dataset["classes"])} classes: {classes}
 
-`challenger` is the newest candidate, `champion` the version to use. The file is ONNX: `images` (N, H, W, C) uint8 in,
-decoded, cropped and resized (its metadata say how); `embedding` (N, D) and `logits` (N, classes) float32 out.
+`challenger` is the newest candidate, `champion` the version to use. The file is ONNX: {FILE[dataset["task"]]}
 
     model = mlflow.pyfunc.load_model("models:/{name}@champion")
     model.predict({{"images": images}})["embedding"]

@@ -39,6 +39,11 @@ def predictions_of(name: str) -> Path:
     return PREDICTIONS / f"{name}.parquet"
 
 
+def patches_of(name: str) -> Path:
+    """Return the file of its embeddings of places in the images, where the task has them."""
+    return PREDICTIONS / "patches" / f"{name}.parquet"
+
+
 def corrupted_of(name: str) -> Path:
     """Return the file of which corrupted test images it classifies rightly."""
     return PREDICTIONS / "robustness" / f"{name}.parquet"

@@ -11,13 +11,14 @@ from grpo_rm.cost_matrix import read_cost_matrix
 from grpo_rm.head import class_means
 from grpo_rm.inference import predict
 from grpo_rm.losses import GrpoRmLoss, Objective
-from grpo_rm.model import Model
+from grpo_rm.model import Model, VisionModel
 from grpo_rm.rewards import (
     MatrixReward,
     Reward,
     accuracy_reward,
     class_similarity,
     import_reward,
+    region_iou_reward,
     uniformity_reward,
 )
 from pipelines.batches import evaluation_batches
@@ -25,7 +26,7 @@ from pipelines.batches import evaluation_batches
 OF_THE_TRAINER = {"rewards", "cost_matrix", "aggregation", "refresh"}
 
 
-def create_loss(settings: config.Objective, model: Model, accelerator: Accelerator) -> GrpoRmLoss:
+def create_loss(settings: config.Objective, model: VisionModel, accelerator: Accelerator) -> GrpoRmLoss:
     """Return the GRPO-RM loss of a training that starts from `model`.
 
     Raises:
@@ -48,7 +49,7 @@ def _module_file(path: str) -> str | None:
     return sys.modules[path.partition(":")[0]].__file__
 
 
-def _reward(name: str, settings: config.Objective, model: Model, accelerator: Accelerator) -> Reward:
+def _reward(name: str, settings: config.Objective, model: VisionModel, accelerator: Accelerator) -> Reward:
     if ":" in name:
         return import_reward(name)
     if name == "cost_matrix":
@@ -56,11 +57,12 @@ def _reward(name: str, settings: config.Objective, model: Model, accelerator: Ac
         return MatrixReward(-read_cost_matrix(Path(settings.cost_matrix), model.config.classes))
     if name == "class_similarity":
         return MatrixReward(class_similarity(_class_means(model, accelerator.device)))
-    return {"accuracy": accuracy_reward, "uniformity": uniformity_reward}[name]
+    return {"accuracy": accuracy_reward, "uniformity": uniformity_reward, "region_iou": region_iou_reward}[name]
 
 
-def _class_means(model: Model, device: torch.device) -> torch.Tensor:
+def _class_means(model: VisionModel, device: torch.device) -> torch.Tensor:
     """Return the class means of the training images before the first step: (K, D)."""
+    assert isinstance(model, Model)  # refused with another task
     images = predict(model.to(device), evaluation_batches(model.config, "train").epoch(0), device=device)
     embeddings, labels = torch.from_numpy(images.embeddings), torch.from_numpy(images.labels)
     return class_means(embeddings, labels, len(model.config.classes))

@@ -26,6 +26,7 @@ class OnnxModel:
     """An ONNX file of stage export on the CPU.
 
     Attributes:
+        task: classification, or segmentation: then logits are (N, K, h, w), and embeddings the mean over the places.
         classes: Names of the output set, in the order of the logits.
         training: How the model was made: stage, parameters, hash of the data, how they were split.
 
@@ -39,19 +40,20 @@ class OnnxModel:
         missing = [name for name in METADATA if name not in metadata]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}: expected an ONNX file that stage export wrote")
+        self.task = metadata.get("grpo_rm.task", "classification")
         self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.training: dict[str, Any] = json.loads(metadata["grpo_rm.training"])
 
     def answer_files(self, files: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return embeddings (N, D) and logits (N, K) of N encoded images."""
+        """Return embeddings (N, D) and logits (N, K) of N encoded images; of no dense model."""
         batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
         answers = [self.answer(np.stack([self._pixels(file) for file in batch])) for batch in batches]
         embeddings, logits = (np.concatenate(parts) for parts in zip(*answers, strict=True))
         return embeddings, logits
 
     def answer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return embeddings (N, D) and logits (N, K) of images (N, H, W, C) as `view` gives them.
+        """Return embeddings (N, D) and logits (N, K) of images (N, H, W, C): as `view` gives them, or decoded.
 
         Raises:
             ValueError: The model does not run on them.
@@ -63,7 +65,7 @@ class OnnxModel:
         return embeddings, logits
 
     def view(self, image: "Image.Image") -> NDArray[np.uint8]:
-        """Return a decoded image as the model is given it."""
+        """Return a decoded image as the model, no dense one, is given it."""
         p = self.preprocessing
         return evaluation_view(image, size=p["image_size"], crop_pct=p["crop_pct"], interpolation=p["interpolation"])
 
@@ -82,7 +84,7 @@ def self_test(onnx: Path, stored: Path) -> None:
     | --- | --- | --- | --- |
     | images | (N, H, W, C) | uint8 | up to 8 test images as the model gets them, decoded and resized |
     | embedding | (N, D) | float32 | the answer |
-    | logits | (N, K) | float32 | the answer |
+    | logits | (N, K), dense (N, K, h, w) | float32 | the answer |
     | max_abs_error | () | float64 | largest difference of any entry or logit (`export.max_abs_error`, 1e-4) |
     | min_cosine | () | float64 | smallest cosine of an image's two embeddings (`export.min_cosine`, 0.9999) |
 

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from grpo_rm.datasets import read_ids
 from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from grpo_rm.evaluation.robustness import Answers
 from grpo_rm.inference import Predictions, best_device, predict_all
+from grpo_rm.model import ModelConfig
 from pipelines.batches import PREPARED, evaluation_batches
 from pipelines.lineage import sha256
 from pipelines.models import predictions_of, weights_of
@@ -47,7 +49,7 @@ def predict_splits(directories: Mapping[str, Path], extra_sets: Iterable[str], *
     """
     device = best_device()
     models = {name: load_model(directory).to(device) for name, directory in directories.items()}
-    shape = next(iter(models.values())).config
+    shape = cast(ModelConfig, next(iter(models.values())).config)
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(closing(PredictionsWriter(predictions_of(name), origin=origin_of(directory))))
@@ -84,19 +86,39 @@ def place_of(name: str) -> tuple[Path, str]:
     return (PREPARED, name) if name in SPLITS else (EXTRA / name, "test")
 
 
-class PredictionsWriter:
-    """Writes id, split, label, logits, probabilities and embedding of images, a row each, part by part.
-
-    The split of an image of an extra set is the set's name.
+class RowWriter:
+    """Writes rows with their origin, part by part; the first part says which columns there are.
 
     Args:
         path: Of the Parquet file; its folder is made.
         origin: What the predictions are made with, for `read_origin`.
     """
 
+    compression = "snappy"
+
     def __init__(self, path: Path, *, origin: Mapping[str, str]) -> None:
         self.path, self.origin = path, origin
         self._writer: pq.ParquetWriter | None = None
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Add rows."""
+        table = pa.table(dict(columns)).replace_schema_metadata(_metadata(self.origin))
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self.path, table.schema, compression=self.compression)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """End the file."""
+        if self._writer:
+            self._writer.close()
+
+
+class PredictionsWriter(RowWriter):
+    """Writes id, split, label, logits, probabilities and embedding of images, a row each, part by part.
+
+    The split of an image of an extra set is the set's name.
+    """
 
     def write(self, split: str, ids: Sequence[str], predictions: Predictions) -> None:
         """Add images of a split."""
@@ -108,16 +130,7 @@ class PredictionsWriter:
             "probabilities": _vectors(softmax(predictions.logits, axis=1)),
             "embedding": _vectors(predictions.embeddings),
         }
-        table = pa.table(columns).replace_schema_metadata(_metadata(self.origin))
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self.path, table.schema)
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """End the file."""
-        if self._writer:
-            self._writer.close()
+        self.add(columns)
 
 
 def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
@@ -127,7 +140,7 @@ def read_predictions(path: Path) -> tuple[dict[str, list[str]], Outputs]:
         FileNotFoundError: There is no such file.
         ValueError: It is not what `PredictionsWriter` writes.
     """
-    table = _read_table(path, ["id", "split", "label", "logits", "embedding"])
+    table = read_table(path, ["id", "split", "label", "logits", "embedding"])
     ids, outputs = {}, {}
     for name in table["split"].unique().to_pylist():
         rows = table.filter(pc.field("split") == name)
@@ -144,7 +157,7 @@ def read_origin(path: Path) -> dict[str, str]:
         metadata = pq.read_schema(path).metadata or {}
         origin: dict[str, str] = json.loads(metadata.get(ORIGIN, b"{}"))
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return origin
 
 
@@ -169,7 +182,7 @@ def read_corrupted(path: Path) -> tuple[list[str], Answers]:
     Raises:
         ValueError: The rows are not one for each image, corruption and strength, in that order.
     """
-    table = _read_table(path, ["id", "corruption", "strength", "is_right"])
+    table = read_table(path, ["id", "corruption", "strength", "is_right"])
     shape = len(CORRUPTIONS), len(STRENGTHS), len(table) // (len(CORRUPTIONS) * len(STRENGTHS))
     ids = table["id"].to_pylist()[: shape[2]]
     cells = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS for _ in ids]
@@ -182,15 +195,22 @@ def read_corrupted(path: Path) -> tuple[list[str], Answers]:
 
 
 def _metadata(origin: Mapping[str, str]) -> dict[bytes, str]:
+    """Return the metadata of a Parquet file that `read_origin` reads."""
     return {ORIGIN: json.dumps(dict(origin))}
 
 
-def _read_table(path: Path, columns: list[str]) -> pa.Table:
+def read_table(path: Path, columns: list[str]) -> pa.Table:
+    """Read some columns of a file of stage evaluate.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or lacks one of them.
+    """
     _check_there(path)
     try:
         return pq.read_table(path, columns=columns)
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _check_there(path: Path) -> None:
@@ -198,7 +218,8 @@ def _check_there(path: Path) -> None:
         raise FileNotFoundError(f"{path} not found: run `dvc repro evaluate`, or `dvc checkout` where it has run")
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def damaged(path: Path, error: Exception) -> ValueError:
+    """Return the error that says so of a file, and what to do."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(f"{path} is damaged, or is no file of stage evaluate: {reason}; {AGAIN}")
 

@@ -1,6 +1,7 @@
 """Stage report: reports/index.html, one page of what the other stages found. It needs neither GPU nor network."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +37,54 @@ def main() -> None:
 def read_content(config: Config) -> dict[str, Any]:
     """Return the arguments of `render_page`."""
     from grpo_rm.datasets import read_dataset
-    from grpo_rm.evaluation.classification import confusion_counts
     from pipelines.batches import PREPARED
-    from pipelines.predictions import read_predictions
-    from pipelines.reporting.page import largest_confusions
-    from pipelines.reporting.pictures import report_pictures
 
     dataset, evaluation, registration = read_dataset(PREPARED), read_json("evaluation"), read_json("registration")
-    classes, version = dataset["classes"], registration["version"]
-    outputs = {name: read_predictions(predictions_of(name))[1] for name in (REFERENCE, CANDIDATE)}
-    test = outputs[CANDIDATE]["test"]
-    confusion = confusion_counts(test.logits.argmax(axis=1), test.labels, len(classes))
-    cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
+    version = registration["version"]
+    read_task = read_segmentation if dataset["task"] == "segmentation" else read_classification
     return {
         "evaluation": evaluation,
         "registration": registration,
         "dataset": dataset,
         "histories": {name: read_csv(REPORTS / "training" / f"{name}.csv") for name in evaluation["models"]},
         "reliability": read_plots("reliability", texts=("kind",)),
-        "robustness": read_plots("robustness"),
-        "confusion": confusion,
         "validation": read_json("validation"),
         "lineage": lineage(config),
         "links": find_runs(config) | {f"version {version}": version_url(registration["name"], version)},
-        **report_pictures(outputs, classes, cells, seed=config.seed),
+        **read_task(dataset["classes"], seed=config.seed),
     }
+
+
+def read_classification(classes: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """Return the arguments of `render_page` that are about single images and their classes."""
+    from grpo_rm.evaluation.classification import confusion_counts
+    from pipelines.predictions import read_predictions
+    from pipelines.reporting.page import largest_confusions
+    from pipelines.reporting.pictures import report_pictures
+
+    outputs = {name: read_predictions(predictions_of(name))[1] for name in (REFERENCE, CANDIDATE)}
+    test = outputs[CANDIDATE]["test"]
+    confusion = confusion_counts(test.logits.argmax(axis=1), test.labels, len(classes))
+    cells = [(row["actual"], row["predicted"]) for row in largest_confusions(confusion, classes)]
+    pictures = report_pictures(outputs, classes, cells, seed=seed)
+    return {"robustness": read_plots("robustness"), "confusion": confusion, **pictures}
+
+
+def read_segmentation(classes: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """Return the arguments of `render_page` that are about masks and pixels."""
+    from grpo_rm.dense_datasets import read_dense_split
+    from pipelines.batches import PREPARED
+    from pipelines.dense_predictions import read_dense_predictions
+    from pipelines.reporting.segmentations import DenseContent, show_segmentations
+
+    splits = {name: read_dense_split(PREPARED, name) for name in ("train", "val", "test")}
+    outputs = {name: read_dense_predictions(predictions_of(name))[1]["test"] for name in (CONTROL, CANDIDATE)}
+    dense = DenseContent(
+        segmentations=show_segmentations(outputs, splits["test"], classes, seed=seed),
+        class_rows=read_plots("classes", texts=("class",)),
+        num_images={name: len(split.ids) for name, split in splits.items()},
+    )
+    return {"confusion": outputs[CANDIDATE].sums.confusion.sum(axis=0), "dense": dense}
 
 
 def read_json(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from grpo_rm.checkpoint import WEIGHTS, has_state, remove_state, save_model, wri
 from grpo_rm.config import REWARD_FILES, Config, Objective, Training
 from grpo_rm.datasets import read_dataset
 from grpo_rm.losses import Loss
-from grpo_rm.model import Model
+from grpo_rm.model import VisionModel
 from grpo_rm.recipe import Recipe
 from grpo_rm.trainer import Trainer
 from pipelines.batches import PREPARED, training_batches
@@ -24,15 +24,19 @@ from pipelines.lineage import ROOT, data_hash, sha256
 from pipelines.stage import deferred_interrupt
 from pipelines.tables import write_csv
 from pipelines.tracking.runs import Run, flatten, start_run
+from pipelines.training_task import create_task
 
 CHECKPOINTS = Path("checkpoints")
 REWARD_PACKAGE = ".".join(REWARD_FILES.parts) + "."
+TRAINING_MODULES = {
+    f"pipelines.{name}" for name in ("batches", "initial_model", "objective", "training", "training_task")
+}
 RUN = "run.json"  # beside the state: the MLflow run that goes on with it
 
 
 def train_stage(
     stage: str,
-    model: Model,
+    model: VisionModel,
     loss: Loss,
     training: Training,
     config: Config,
@@ -91,6 +95,7 @@ def train_stage(
             checkpoints=checkpoints,
             title=stage,
             fingerprint=fingerprint,
+            task=create_task(config, model),
             gallery=batches.gallery,
             on_step=run.log_metrics if run else None,
             on_epoch=run.log_metrics if run else None,
@@ -115,7 +120,9 @@ def _objective_options(objective: Objective | None, *, batches_per_epoch: int) -
     }
 
 
-def _write(model: Model, trainer: Trainer, origin: dict[str, Any], run: Run, *, output: Path, curve: Path) -> None:
+def _write(
+    model: VisionModel, trainer: Trainer, origin: dict[str, Any], run: Run, *, output: Path, curve: Path
+) -> None:
     save_model(model, output)
     write_json(output / "training.json", origin)
     write_csv(curve, trainer.history)
@@ -123,9 +130,7 @@ def _write(model: Model, trainer: Trainer, origin: dict[str, Any], run: Run, *, 
     run.log_artifacts(output, folder="model")
     run.log_artifacts(curve)
     best, monitor = trainer.best, trainer.recipe.monitor
-    measured = f"validation accuracy {best['val_accuracy']:.4f}"
-    measured += "" if monitor == "val_accuracy" else f", {monitor} {best[monitor]:.4f}"
-    print(f"{origin['stage']}: best epoch {best['epoch']}, {measured} -> {output}")
+    print(f"{origin['stage']}: best epoch {best['epoch']}, {monitor} {best[monitor]:.4f} -> {output}")
 
 
 @contextlib.contextmanager
@@ -186,7 +191,7 @@ def hash_code() -> dict[str, str]:
     """Return the SHA-256 of every file that trains: the library, of which some is loaded at the first step only, our
     own modules, and the user's rewards.
     """
-    ours = {"pipelines.batches", "pipelines.objective", "pipelines.training", "__main__"}
+    ours = {*TRAINING_MODULES, "__main__"}
     names = [name for name in sys.modules if name in ours or name.startswith(("grpo_rm.", REWARD_PACKAGE))]
     loaded = {Path(file).resolve() for name in names if (file := getattr(sys.modules[name], "__file__", None))}
     files = sorted(loaded | set((ROOT / "grpo_rm").glob("*.py")))

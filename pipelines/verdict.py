@@ -10,7 +10,6 @@ from typing import Any
 from grpo_rm.config import Config
 from grpo_rm.evaluation.comparison import Interval, compare_metrics, correct
 from grpo_rm.evaluation.gate import Clause, Rival, beats, decide
-from grpo_rm.evaluation.metric_sums import constant_sums, head_sums
 from pipelines.candidate import (
     ONNX,
     Candidate,
@@ -23,7 +22,8 @@ from pipelines.candidate import (
 from pipelines.champion import Champion, meet_champion
 from pipelines.control import meet_control
 from pipelines.extra_results import read_extra_sets
-from pipelines.measurements import resampling
+from pipelines.measurements import TEST, Measured, resampling
+from pipelines.tasks.task import task_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def judge(
     if doubt:
         return reject(candidate, stated, doubt, champion, config)
     extra_sets = read_extra_sets(config.evaluate.extra_sets)
-    measured = measure_stored(candidate.outputs, candidate.corrupted, extra_sets, config)
+    measured = measure_stored(candidate.answers, candidate.corrupted, extra_sets, config)
     met = meet_champion(name, champion, candidate, measured, extra_sets, config) if champion else None
     rivals = [*meet_control(candidate, measured, extra_sets, config), *([met.rival] if met else [])]
     clauses = [
@@ -89,7 +89,7 @@ def judge(
             measured.metrics | of_file,
             candidate.basis,
             thresholds=config.register_.gate.thresholds,
-            over_constant=compare_with_constant(candidate, config),
+            over_constant=compare_with_constant(candidate, measured, config),
             rivals=rivals,
         ),
     ]
@@ -110,12 +110,11 @@ def reject(
     )
 
 
-def compare_with_constant(candidate: Candidate, config: Config) -> Interval:
-    """Return macro F1 minus that of always saying the most frequent class."""
-    test = candidate.outputs["test"]
-    own = {"f1_macro": head_sums(test.logits, test.labels)["f1_macro"]}
-    constant = {"f1_macro": constant_sums(test.labels, test.logits.shape[1])}
-    return compare_metrics([own], [constant], **resampling(config))["f1_macro"]
+def compare_with_constant(candidate: Candidate, measured: Measured, config: Config) -> tuple[str, Interval]:
+    """Return a metric, and it minus that of always saying the most frequent class."""
+    ((metric, constant),) = task_of(config.task).constant_sums(candidate.answers).items()
+    own = measured.sums[TEST][metric]
+    return metric, compare_metrics([{metric: own}], [{metric: constant}], **resampling(config))[metric]
 
 
 def onnx_metrics() -> dict[str, float]:

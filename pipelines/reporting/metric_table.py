@@ -44,6 +44,10 @@ NAMES = {  # in the order of the table; {}: a number
     "worst_group_accuracy": Name("Accuracy of the worst group", "Classification", True),
     "expected_cost": Name("Expected cost", "Classification"),
     "expected_cost_bayes_calibrated": Name("Expected cost, least-cost decision, scaled", "Classification"),
+    "miou": Name("Mean IoU", "Segmentation", True, "mean IoU"),
+    "pixel_accuracy": Name("Pixel accuracy", "Segmentation", True, "pixel accuracy"),
+    "mean_class_accuracy": Name("Mean accuracy of the classes", "Segmentation", True, "mean class accuracy"),
+    "boundary_f1": Name("Boundary F1", "Segmentation", True, "boundary F1"),
     "knn_top1_k{k}_t{t}": Name("k-NN, k = {k}, T = {t}", "Embedding", True, "k-NN"),
     "linear_probe_top1": Name("Softmax regression (linear probe)", "Embedding", True, "softmax regression"),
     "retrieval_map": Name("Retrieval mAP", "Embedding", True),
@@ -61,7 +65,7 @@ NAMES = {  # in the order of the table; {}: a number
     "mce": Name("Mean corruption error, pretrained = 100", CORRUPTED, True),
 }
 PATTERNS = {known: re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+(?:\\.\\d+)?)", known)) for known in NAMES}
-GROUPS = ("Classification", "Embedding", "Calibration", CORRUPTED)
+GROUPS = ("Classification", "Segmentation", "Embedding", "Calibration", CORRUPTED)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipelines.reporting import figures
+from pipelines.reporting.class_bars import class_panels
 from pipelines.reporting.embedding_map import SIDE, Point, class_colors
 from pipelines.reporting.examples import Example
 from pipelines.reporting.metric_table import Verdict, compare_metrics, in_order, metric_of, metric_table, natural
 from pipelines.reporting.neighbors import Neighborhood
 from pipelines.reporting.robustness_plots import robustness_panels
+from pipelines.reporting.segmentations import DenseContent
 from pipelines.reporting.svg import SVG_NAMESPACE
 
 TEMPLATE = "page.html.j2"
@@ -22,6 +24,7 @@ MAX_CLASS_ROWS = 30
 MAX_CONFUSIONS = 8
 WORDS = ("better", "worse", "no difference shown")  # of `describe`
 MAX_VERDICTS = 6
+DENSE_VERDICTS = ("miou", "boundary_f1", "pixel_accuracy", "nll")
 NAMED_VERDICTS = ("accuracy", "knn", "linear_probe_top1", "nll")
 
 
@@ -56,6 +59,7 @@ def render_page(
     validation: Mapping[str, Any] | None = None,
     registration: Mapping[str, Any] | None = None,
     links: Mapping[str, str] | None = None,
+    dense: DenseContent | None = None,
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 
@@ -64,7 +68,8 @@ def render_page(
         histories: model name to the rows of its learning curve; GRPO statistics are shown where they are.
         dataset: the content of `data/prepared/dataset.json`.
         reliability: model name to the rows of `pipelines.dvc_plots.reliability_rows`.
-        confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`.
+        confusion: (K, K) counts of the GRPO-RM model, actual classes down, in the order of `dataset["classes"]`; of
+            images, or of pixels in segmentation.
         lineage: what the page was made from, in the order to be shown: commit, data hash, versions, hardware, seed...
         robustness: model name to the rows of `grpo_rm.evaluation.robustness.robustness_rows`; None: not measured.
         mistakes: images that the GRPO-RM model got wrong, the worst first.
@@ -74,6 +79,7 @@ def render_page(
         validation: the content of `reports/validation.json`; None: the page says that the data were not validated.
         registration: the content of `reports/registration.json`; None: the page says nothing of a gate.
         links: addresses in MLflow, of the runs by stage and of the registered version.
+        dense: what segmentation alone has; None: the page is of classification.
 
     Raises:
         ValueError: the confusion matrix does not fit the classes.
@@ -100,12 +106,14 @@ def render_page(
         "statistics": figures.statistics_panels(histories),
         "reliability": figures.reliability_panels(arms, models),
         "robustness": robustness_panels(robustness or {}),
-        "confusion_svg": figures.confusion_figure(confusion, classes),
-        "confusions": largest_confusions(confusion, classes),
+        "confusion_svg": figures.confusion_figure(confusion, classes, in_percent=bool(dense)),
+        "confusions": largest_confusions(confusion, classes, by_share=bool(dense)),
         "confused": confused or {},
         "mistakes": mistakes,
         "embedding_map": embedding_map or {},
         "neighborhoods": neighborhoods,
+        "dense": dense,
+        "class_panels": class_panels(dense.class_rows if dense else {}),
         "validation": validation,
         "failed": failed_expectations(validation or {}),
         "map_side": SIDE,
@@ -114,7 +122,7 @@ def render_page(
         "num_classes": len(classes),
         "num_errors": int(confusion.sum() - np.trace(confusion)),
         "num_images": int(confusion.sum()),
-        "counts": class_counts(dataset),
+        "counts": class_counts(dataset, dense.num_images if dense else None),
         "lineage": lineage,
         "links": links or {},
         "commit": next((c for c in [lineage.get("commit", "")] if re.fullmatch(r"[0-9a-f]{7,64}", c)), None),
@@ -154,11 +162,15 @@ def group_by_word(verdicts: Sequence[Verdict], words: Sequence[str] = WORDS) -> 
     return [(word, members) for word, members in groups if members]
 
 
-def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the largest off-diagonal cells of a confusion matrix (K, K), the largest first, ties in class order."""
+def largest_confusions(counts: np.ndarray, classes: Sequence[str], *, by_share: bool = False) -> list[dict[str, Any]]:
+    """Return the largest off-diagonal cells of a confusion matrix (K, K), the largest first, ties in class order.
+
+    They are the largest by their count, or by their share of the actual class.
+    """
     errors = counts.copy()
     np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSIONS]
+    sizes = errors / np.maximum(counts.sum(axis=1, keepdims=True), 1) if by_share else errors
+    order = np.argsort(-sizes, axis=None, kind="stable")[:MAX_CONFUSIONS]
     cells = [divmod(int(flat), len(classes)) for flat in order if errors.flat[flat] > 0]
     return [
         {
@@ -177,11 +189,16 @@ def failed_expectations(validation: Mapping[str, Any]) -> list[Mapping[str, Any]
     return sorted(failed, key=lambda expectation: expectation["severity"] != "critical")
 
 
-def class_counts(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay out the images per split and class; of many classes the rarest in the first split are listed."""
+def class_counts(dataset: Mapping[str, Any], num_images: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Lay out the images per split and class; of many classes the rarest in the first split are listed.
+
+    Args:
+        dataset: the content of `dataset.json`.
+        num_images: by split; None: each image is of one class, so they are the sum over the classes.
+    """
     splits, classes = list(dataset["counts"]), dataset["classes"]
     rows = [(name, [dataset["counts"][split].get(name, 0) for split in splits]) for name in classes]
-    totals = [sum(row[1][i] for row in rows) for i in range(len(splits))]
+    totals = [num_images[split] if num_images else sum(row[1][i] for row in rows) for i, split in enumerate(splits)]
     first = sorted(row[1][0] for row in rows)
     listed = rows if len(rows) <= MAX_CLASS_ROWS else sorted(rows, key=lambda row: row[1][0])[:MAX_CLASS_ROWS]
     spread = {"least": first[0], "median": float(np.median(first)), "most": first[-1]}
@@ -198,11 +215,12 @@ def seed_texts(spread: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _main_metrics(verdicts: Mapping[str, Verdict], declared: Collection[str]) -> list[str]:
-    """The metrics of the headline: what the gate compares, then usual ones; of several k-NN the one with most
-    neighbors.
+    """The metrics of the headline: what the gate compares, then those usual of the task; of several k-NN the one with
+    most neighbors.
     """
+    named = DENSE_VERDICTS if "miou" in verdicts else NAMED_VERDICTS
     largest_knn = max((key for key in verdicts if key.startswith("knn_")), key=natural, default="")
-    keys = [*declared, *(largest_knn if key == "knn" else key for key in NAMED_VERDICTS)]
+    keys = [*declared, *(largest_knn if key == "knn" else key for key in named)]
     return [key for key in dict.fromkeys(keys) if key in verdicts][:MAX_VERDICTS]
 
 

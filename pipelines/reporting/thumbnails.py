@@ -11,15 +11,16 @@ SIDE = 64  # pixels of the longer side, at most; the page enlarges what is small
 JPEG_QUALITY = 85
 
 
-def thumbnail(file: bytes) -> str:
+def thumbnail(file: bytes, *, side: int = SIDE) -> str:
     """Return an image file as a data: URI, a PNG or a JPEG: whichever is smaller."""
     picture = decode(file, channels=3)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    encoded = [_encode(picture, "png", optimize=True), _encode(picture, "jpeg", quality=JPEG_QUALITY)]
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    encoded = [data_uri(picture, "png", optimize=True), data_uri(picture, "jpeg", quality=JPEG_QUALITY)]
     return min(encoded, key=len)
 
 
-def _encode(picture: Image.Image, kind: str, **options: int) -> str:
+def data_uri(picture: Image.Image, kind: str, **options: int) -> str:
+    """Return a picture as a data: URI of a file of this kind."""
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

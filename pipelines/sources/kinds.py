@@ -8,6 +8,7 @@ from pipelines.sources.arrays import open_digits, open_npz
 from pipelines.sources.folder import open_folder
 from pipelines.sources.huggingface import open_huggingface
 from pipelines.sources.segmentation import open_segmentation
+from pipelines.sources.shapes import open_shapes
 from pipelines.sources.source import Source
 from pipelines.sources.table import open_csv
 from pipelines.sources.torchvision import open_torchvision
@@ -20,8 +21,8 @@ def open_source(source: str, *, task: str = "classification", void_index: int | 
     """Open `data.source`.
 
     Args:
-        source: digits | folder:PATH | npz:PATH | csv:PATH | huggingface:NAME | torchvision:NAME
-        task: classification, or segmentation (folder alone).
+        source: digits | shapes | folder:PATH | npz:PATH | csv:PATH | huggingface:NAME | torchvision:NAME
+        task: classification, or segmentation (shapes and folder alone).
         void_index: The value in masks that is no class.
 
     Raises:
@@ -29,9 +30,11 @@ def open_source(source: str, *, task: str = "classification", void_index: int | 
         ValueError: The layout is not what the source expects.
     """
     kind, _, rest = source.partition(":")
+    if source == "shapes":
+        return _open_shapes(task, void_index)
     if task == "segmentation" and kind != "folder":
         raise ValueError(
-            f"data.source is {source}, expected folder:PATH for `task: segmentation`, with images and masks"
+            f"data.source is {source}, expected folder:PATH for `task: segmentation`, with images and masks, or shapes"
         )
     if source == "digits":
         return open_digits()
@@ -40,9 +43,15 @@ def open_source(source: str, *, task: str = "classification", void_index: int | 
     if kind not in BY_PATH or not rest:
         if Path(source).expanduser().is_dir():
             raise ValueError(f"data.source is {source!r}; did you mean folder:{source}?")
-        known = ["digits", *(f"{name}:PATH" for name in BY_PATH), *(f"{name}:NAME" for name in BY_NAME)]
+        known = ["digits", "shapes", *(f"{name}:PATH" for name in BY_PATH), *(f"{name}:NAME" for name in BY_NAME)]
         raise ValueError(f"data.source is {source!r}; {nearest(source, known)}")
     path = Path(rest).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"data.source is {source}, but {path.absolute()} does not exist")
     return open_segmentation(path, void_index=void_index) if task == "segmentation" else BY_PATH[kind](path)
+
+
+def _open_shapes(task: str, void_index: int | None) -> Source:
+    if task != "segmentation":
+        raise ValueError("data.source is shapes, which has masks and no labels: set `task: segmentation`")
+    return open_shapes(void_index=void_index)
