@@ -39,7 +39,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.inference = Inference(
-            deployment, settings.batching, max_pixels=settings.limits.pixels, on_batch=metrics.count_batch
+            deployment, settings.batching, limits=settings.limits, on_batch=metrics.count_batch
         )
         if follower:
             follower.start()

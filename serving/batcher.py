@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.deployment import LiveModel
+from serving.image_cost import PixelBudget
 from serving.model import Prediction
 from serving.preprocessing import Pixels
 from serving.settings import Batching
@@ -24,7 +25,7 @@ from serving.settings import Batching
 @dataclass(frozen=True)
 class _Entry:
     live: LiveModel
-    images: Pixels  # (n, size, size, channels), n <= max_batch
+    images: Pixels  # (n, H, W, channels), n <= max_batch
     answer: "asyncio.Future[Prediction]"
 
 
@@ -35,16 +36,19 @@ class Batcher:
         decoding: Images that will be handed in soon: what a batch that is not full waits for.
     """
 
-    def __init__(self, batching: Batching, *, runners: int, on_batch: Callable[[int], None]) -> None:
+    def __init__(
+        self, batching: Batching, *, runners: int, on_batch: Callable[[int], None], budget: PixelBudget
+    ) -> None:
         """Start.
 
         Args:
             batching: How requests share the model.
             runners: Batches that are computed at the same time.
             on_batch: Is told the size of each batch.
+            budget: Of the pixels that a dense model is run on at the same time, in all batches together.
         """
         self.decoding = 0
-        self._batching, self._on_batch = batching, on_batch
+        self._batching, self._on_batch, self._budget = batching, on_batch, budget
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
         self._idle = runners
@@ -52,7 +56,7 @@ class Batcher:
         self._runners = [asyncio.create_task(self._work()) for _ in range(runners)]
 
     async def run(self, live: LiveModel, images: Pixels) -> Prediction:
-        """Return what a model says of images, (n, size, size, channels), n >= 1."""
+        """Return what a model says of images, (n, H, W, channels), n >= 1."""
         loop, most = asyncio.get_running_loop(), self._batching.max_batch
         parts = [images[start : start + most] for start in range(0, len(images), most)]
         entries = [_Entry(live, part, loop.create_future()) for part in parts]
@@ -100,18 +104,26 @@ class Batcher:
     def _next_batch(self) -> list[_Entry]:
         """Take what fits into a batch, of one model: while it is swapped, requests of the old one still wait.
 
-        Runners that are idle share what there is.
+        Of a dense one also of one size, and no more than its budget of pixels. Runners that are idle share what there
+        is.
         """
         batch: list[_Entry] = []
         room = min(self._batching.max_batch, math.ceil(self._waiting() / self._idle))
         while self._queue and (not batch or len(self._queue[0].images) <= room):
-            if batch and self._queue[0].live is not batch[0].live:
+            if batch and not self._fits(self._queue[0], batch):
                 break
             entry = self._queue.popleft()
             if not entry.answer.done():  # the client is gone, or its time is over
                 batch.append(entry)
                 room -= len(entry.images)
         return batch
+
+    def _fits(self, entry: _Entry, batch: list[_Entry]) -> bool:
+        live, shape = batch[0].live, batch[0].images.shape[1:]
+        if entry.live is not live or entry.images.shape[1:] != shape:
+            return False
+        count = len(entry.images) + sum(len(each.images) for each in batch)
+        return not live.onnx.is_dense or count * math.prod(shape[:2]) <= self._budget.most
 
     async def _answer(self, batch: list[_Entry]) -> None:
         try:
@@ -134,7 +146,13 @@ class Batcher:
     async def _run(self, batch: list[_Entry]) -> Prediction:
         images = batch[0].images if len(batch) == 1 else np.concatenate([entry.images for entry in batch])
         self._on_batch(len(images))
-        return await asyncio.get_running_loop().run_in_executor(self._threads, batch[0].live.onnx.run, images)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, batch[0].live, images)
+
+    def _compute(self, live: LiveModel, images: Pixels) -> Prediction:
+        """Run the model, a dense one when there is memory for so many pixels."""
+        pixels = math.prod(images.shape[:3])
+        with self._budget.take(pixels) if live.onnx.is_dense else contextlib.nullcontext():
+            return live.onnx.run(images)
 
 
 def _joined(predictions: list[Prediction]) -> Prediction:

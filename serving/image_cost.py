@@ -64,17 +64,21 @@ def is_slow(image: Image.Image) -> bool:
 
 
 class PixelBudget:
-    """Pixels that are decoded at the same time, in all threads together. First come, first served."""
+    """Pixels that are decoded at the same time, in all threads together. First come, first served.
+
+    Attributes:
+        most: Of them.
+    """
 
     def __init__(self, most: int) -> None:
-        self._most, self._taken = most, 0
+        self.most, self._taken = most, 0
         self._turn, self._changed = threading.Lock(), threading.Condition()
 
     @contextlib.contextmanager
     def take(self, count: int) -> Iterator[None]:
         """Wait until there is room for some pixels; more than all find it when nobody else has any."""
         with self._turn, self._changed:
-            while self._taken and self._taken + count > self._most:
+            while self._taken and self._taken + count > self.most:
                 self._changed.wait()
             self._taken += count
         try:

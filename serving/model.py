@@ -11,8 +11,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.image_cost import PixelBudget
-from serving.preprocessing import MAX_PIXELS, Pixels, decode, evaluation_view
+from serving.masks import Mask, Size, class_indices, fitted, resize_nearest
+from serving.preprocessing import Pixels, decode, evaluation_view, whole_view
 from serving.processors import count_processors
 
 GPU, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -27,10 +27,12 @@ class Prediction:
     Attributes:
         embedding: (N, D) float32.
         logits: (N, K) float32; of a dense model (N, K, h, w).
+        size: (H, W) of the images as they were sent, where they are of one size.
     """
 
     embedding: NDArray[np.float32]
     logits: NDArray[np.float32]
+    size: Size | None = None
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return the softmax of the logits over the classes, in their shape."""
@@ -50,10 +52,10 @@ class OnnxModel:
     Attributes:
         task: classification, or segmentation, where a site of the image has logits of its own.
         classes: Names of the output set, in the order of the logits.
-        preprocessing: image_size, channels, crop_pct, interpolation.
+        preprocessing: image_size, channels, interpolation; crop_pct, or of a dense model stride, fixed_size, window.
         model_sha256: Of the weights it was exported from.
         training: How these were made: stage, parameters, hash of the data, split.
-        shapes: Of the input and the outputs, for one image.
+        shapes: Of the input and the outputs, for one image; -1 is any length.
         precision: fp32 or int8.
 
     Raises:
@@ -78,7 +80,7 @@ class OnnxModel:
                 f"{path.name} was not made by this pipeline: its metadata lack {', '.join(missing)} (grpo_rm.*). "
                 "Serve a file of stage export, such as models/onnx/encoder.onnx"
             )
-        self.task = metadata.get("grpo_rm.task", "classification")
+        self.task: str = metadata.get("grpo_rm.task", "classification")
         self.classes: list[str] = json.loads(metadata["grpo_rm.classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["grpo_rm.preprocessing"])
         self.model_sha256 = metadata["grpo_rm.model_sha256"]
@@ -95,7 +97,7 @@ class OnnxModel:
         return self.run(np.stack([self.pixels(file) for file in files]))
 
     def run(self, images: NDArray[np.uint8]) -> Prediction:
-        """Run the model on images as `evaluation_view` makes them: (N, size, size, channels)."""
+        """Run the model on images as `view` makes them: (N, H, W, channels)."""
         return Prediction(*self._session.run(list(OUTPUTS), {INPUT: images}))
 
     @property
@@ -103,18 +105,33 @@ class OnnxModel:
         """What computes: CPUExecutionProvider, CUDAExecutionProvider."""
         return str(self._session.get_providers()[0])
 
-    def pixels(self, file: bytes, max_pixels: int = MAX_PIXELS, budget: PixelBudget | None = None) -> Pixels:
-        """Return an image file as the model sees it: (size, size, channels). See `decode`.
+    def pixels(self, file: bytes) -> Pixels:
+        """Return an image file as the model sees it: (H, W, channels). See `decode`.
 
         Raises:
             ImageError: It is no image, or not one that can be used.
         """
-        return self.view(decode(file, channels=self.preprocessing["channels"], max_pixels=max_pixels, budget=budget))
+        return self.view(decode(file, channels=self.preprocessing["channels"]))
 
     def view(self, image: Image.Image) -> Pixels:
-        """Return a decoded image as the model sees it: (size, size, channels)."""
+        """Return a decoded image as the model sees it, (H, W, channels); a dense one sees it in its own size."""
         p = self.preprocessing
+        if self.is_dense:
+            size = fitted((image.height, image.width), p["fixed_size"])
+            return whole_view(image, size, interpolation=p["interpolation"])
         return evaluation_view(image, size=p["image_size"], crop_pct=p["crop_pct"], interpolation=p["interpolation"])
+
+    def masks(self, prediction: Prediction) -> list[Mask]:
+        """Return the most probable class of every pixel of images of one size, each (H, W)."""
+        assert prediction.size is not None
+        seen = fitted(prediction.size, self.preprocessing["fixed_size"])
+        masks = (class_indices(logits, seen, self.preprocessing["stride"]) for logits in prediction.logits)
+        return [resize_nearest(mask, prediction.size) if seen != prediction.size else mask for mask in masks]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each place of an image has logits of its own."""
+        return self.task == "segmentation"
 
     def _warm_up(self, path: Path) -> None:
         """Run once, so that the first request pays for no allocation, and a file that contradicts itself is refused."""
@@ -123,20 +140,19 @@ class OnnxModel:
             prediction = self.run(np.zeros((1, size, size, channels), np.uint8))
         except Exception as error:
             raise ValueError(f"{path.name} does not run on an image as it describes it: {first_line(error)}") from error
-        dims = 4 if self.task == "segmentation" else 2
-        is_logits = prediction.logits.ndim == dims and prediction.logits.shape[:2] == (1, len(self.classes))
-        if not is_logits or prediction.embedding.ndim != 2:
+        places = (-(-size // self.preprocessing["stride"]),) * 2 if self.is_dense else ()
+        expected = (1, len(self.classes), *places)
+        if prediction.logits.shape != expected or prediction.embedding.ndim != 2:
             raise ValueError(
                 f"{path.name} answers an image with embedding {prediction.embedding.shape} and logits "
-                f"{prediction.logits.shape}, expected (1, D) and (1, {len(self.classes)}{', h, w' * (dims == 4)}), "
-                "one for each class"
+                f"{prediction.logits.shape}, expected (1, D) and {expected}, one for each class"
             )
         if not (np.isfinite(prediction.embedding).all() and np.isfinite(prediction.logits).all()):
             raise ValueError(f"{path.name} answers a black image with numbers that are not finite: export it anew")
         self.shapes: dict[str, tuple[int, ...]] = {
-            INPUT: (size, size, channels),
+            INPUT: (-1, -1, channels) if self.is_dense else (size, size, channels),
             "embedding": prediction.embedding.shape[1:],
-            "logits": prediction.logits.shape[1:],
+            "logits": (len(self.classes), -1, -1) if self.is_dense else prediction.logits.shape[1:],
         }
 
 

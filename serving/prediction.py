@@ -27,8 +27,8 @@ def answered_by(live: LiveModel) -> Iterator[None]:
         raise
 
 
-async def predict_body(request: Request, *, task: str | None = None) -> tuple[LiveModel, Prediction]:
-    """Return the model that answers, and what it says of the image files of a request.
+async def predict_body(request: Request, *, task: str | None = None) -> tuple[LiveModel, list[Prediction]]:
+    """Return the model that answers, and what it says of the image files of a request: see `Inference.predict`.
 
     Args:
         request: With one image as its body, or several as a form.

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serving import image_cost
 from serving.image_cost import PixelBudget
 
-Pixels = NDArray[np.uint8]  # (size, size, channels)
+Pixels = NDArray[np.uint8]  # (H, W, channels)
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Pillow decodes these itself; for others, such as EPS, it starts programs.
@@ -64,6 +64,13 @@ def evaluation_view(image: Image.Image, *, size: int, crop_pct: float, interpola
     box = (left, top, left + side, top + side)
     resized = image.resize((size, size), INTERPOLATIONS[interpolation], box=box)
     return np.asarray(resized).reshape(size, size, -1)
+
+
+def whole_view(image: Image.Image, size: tuple[int, int], *, interpolation: str) -> Pixels:
+    """Return the whole image, resized to (H, W) where it has another size: (H, W, channels) uint8."""
+    height, width = size
+    resized = image.resize((width, height), INTERPOLATIONS[interpolation])
+    return np.asarray(resized).reshape(height, width, -1)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

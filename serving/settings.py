@@ -16,12 +16,14 @@ class Limits:
         body_bytes: Of one request.
         images: Of one request.
         pixels: Of one image, as its header says.
+        dense_pixels: Of the images of a request to a dense model, together; so many are also run at the same time.
         seconds: From the first byte of a request to the last of its answer.
     """
 
     body_bytes: int = 32 * 1024 * 1024
     images: int = 64
     pixels: int = 64_000_000
+    dense_pixels: int = 2_097_152
     seconds: float = 30
 
 
@@ -124,6 +126,7 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
             body_bytes=_whole("MAX_BODY_BYTES", Limits.body_bytes, least=1, most=1 << 31),
             images=_whole("MAX_IMAGES", Limits.images, least=1, most=10_000),
             pixels=_whole("MAX_PIXELS", Limits.pixels, least=1, most=1 << 31),
+            dense_pixels=_whole("MAX_DENSE_PIXELS", Limits.dense_pixels, least=1, most=1 << 31),
             seconds=_number("MAX_SECONDS", Limits.seconds, above=0, most=3600),
         ),
         precision=_precision(options.precision or os.environ.get("GRPO_RM_PRECISION") or "fp32"),

@@ -218,12 +218,19 @@ def _read_input(
 def _read_shape(entry: Json, name: str, expected: tuple[int, ...], max_images: int) -> list[int]:
     shape = _member(entry, "shape", list, name) or []
     is_whole = all(type(length) is int for length in shape)
-    if not (is_whole and shape and 1 <= shape[0] <= max_images and tuple(shape[1:]) == expected):
-        wanted = ", ".join(["N", *map(str, expected)])
+    if not (is_whole and shape and 1 <= shape[0] <= max_images and _is_shape(shape[1:], expected)):
+        wanted = ", ".join(["N", *(str(length) if length > 0 else "any" for length in expected)])
         raise TensorError(
             f"the shape of {name} is {reprlib.repr(shape)}, expected [{wanted}] with N from 1 to {max_images}"
         )
     return shape
+
+
+def _is_shape(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether lengths are as expected, where -1 is any."""
+    return len(shape) == len(expected) and all(
+        length == other or (other == -1 and length > 0) for length, other in zip(shape, expected, strict=True)
+    )
 
 
 def _read_pixels(data: memoryview | bytes, shape: Sequence[int]) -> NDArray[np.uint8]:

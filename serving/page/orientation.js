@@ -6,10 +6,10 @@ const TURNS = [
   [0, 1, 1, 0, 0, 0], [0, 1, -1, 0, 1, 0], [0, -1, -1, 0, 1, 1], [0, -1, 1, 0, 0, 1],
 ];
 
-/** Turn what is drawn on a square canvas as an orientation says. */
-export function turn(context, size, orientation) {
+/** Turn what is drawn as an orientation says, so that it fills the canvas. */
+export function turn(context, { width, height }, orientation) {
   const [a, b, c, d, e, f] = TURNS[orientation - 1];
-  context.setTransform(a, b, c, d, e * size, f * size);
+  context.setTransform(a, b, c, d, e * width, f * height);
 }
 
 /** Return the orientation of a WebP file, from 1 (upright) to 8; 0 where the file is none. */

@@ -1,7 +1,9 @@
-// Shows an image as the model sees it: upright by its EXIF orientation, the central square, in the model's resolution.
+// Shows an image as the model sees it: upright by its EXIF orientation, the central square, in the model's resolution;
+// or all of it, as a dense model does.
 
 import { turn, webpOrientation } from "./orientation.js";
 
+const LARGEST = 768; // side of the preview of a whole image
 const ASSUMED = { image_size: 224, channels: 3, crop_pct: 1 }; // until a model is known
 
 /**
@@ -13,31 +15,35 @@ export async function draw(canvas, file, preprocessing) {
   const webp = await webpOrientation(file);
   const image = await createImageBitmap(file, { imageOrientation: webp ? "none" : "from-image" });
   const { width, height } = image;
-  const side = crop * Math.min(width, height);
-  canvas.width = canvas.height = size;
-  canvas.classList.toggle("coarse", size < 96);
+  const [across, down] = crop ? Array(2).fill(crop * Math.min(width, height)) : [width, height];
+  const scale = crop ? size / across : Math.min(1, LARGEST / Math.max(width, height));
+  const drawn = [across, down].map((length) => Math.max(1, Math.round(length * scale)));
+  [canvas.width, canvas.height] = webp > 4 ? drawn.toReversed() : drawn;
+  canvas.classList.toggle("coarse", Math.max(...drawn) < 96);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
-  turn(context, size, webp || 1);
-  context.drawImage(image, (width - side) / 2, (height - side) / 2, side, side, 0, 0, size, size);
+  turn(context, canvas, webp || 1);
+  context.drawImage(image, (width - across) / 2, (height - down) / 2, across, down, 0, 0, ...drawn);
   image.close();
-  const isTransparent = finish(context, size, channels === 1);
+  const isTransparent = finish(context, channels === 1);
   return webp > 4 ? { width: height, height: width, isTransparent } : { width, height, isTransparent };
 }
 
 /** Say what was drawn. */
 export function describe({ width, height, isTransparent }, { image_size: size, channels, crop_pct: crop }) {
-  const part = crop < 1 ? `the inner ${Number((100 * crop).toFixed(1))} % of the central square` : "the central square";
-  const whole = crop === 1 && width === height ? "all" : part;
-  const words = `What the model sees: ${whole} of ${width} × ${height}, as ${size} × ${size}`;
   const color = channels === 1 ? " in gray" : "";
   const doubt = isTransparent ? "; where it is transparent, the colors beneath, which are black here" : "";
+  const part = crop < 1 ? `the inner ${Number((100 * crop).toFixed(1))} % of the central square` : "the central square";
+  const whole = crop === 1 && width === height ? "all" : part;
+  const words = crop
+    ? `What the model sees: ${whole} of ${width} × ${height}, as ${size} × ${size}`
+    : `What the model sees: all of ${width} × ${height}`;
   return `${words}${color}${doubt}`.replace(/ (?=[×%])|(?<=×) /g, "\u00a0");
 }
 
 /** Make the pixels opaque, and gray where the model is; return whether the color of some is unknown. */
-function finish(context, size, isGray) {
-  const pixels = context.getImageData(0, 0, size, size);
+function finish(context, isGray) {
+  const pixels = context.getImageData(0, 0, context.canvas.width, context.canvas.height);
   const { data } = pixels;
   let isTransparent = false;
   for (let i = 0; i < data.length; i += 4) {

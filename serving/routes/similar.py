@@ -4,6 +4,7 @@ import base64
 from typing import Annotated, Any
 
 import anyio.to_thread
+import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
@@ -52,13 +53,14 @@ async def similar(
     indexes: Indexes = request.app.state.indexes
     if indexes.directory is None:
         raise HTTPException(404, indexes.advice(), headers=request.app.state.inference.live().headers())
-    live, prediction = await predict_body(request)
-    if thumbnails and k * len(prediction.embedding) > MAX_THUMBNAILS:
-        detail = f"{k} thumbnails for each of {len(prediction.embedding)} images, expected {MAX_THUMBNAILS} at most"
+    live, predictions = await predict_body(request)
+    embedding = np.concatenate([prediction.embedding for prediction in predictions])
+    if thumbnails and k * len(embedding) > MAX_THUMBNAILS:
+        detail = f"{k} thumbnails for each of {len(embedding)} images, expected {MAX_THUMBNAILS} at most"
         raise HTTPException(400, detail, headers=live.headers())
 
     def answer() -> Response:
-        found = indexes.find(live).search(prediction.embedding, k=k, has_thumbnails=thumbnails)
+        found = indexes.find(live).search(embedding, k=k, has_thumbnails=thumbnails)
         neighbors = [[_describe(neighbor) for neighbor in row] for row in found]
         return json_response({"model": describe(live), "neighbors": neighbors}, live.headers())
 

@@ -4,6 +4,8 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
@@ -11,9 +13,11 @@ from pydantic import BaseModel, Field
 
 from serving.deployment import LiveModel
 from serving.formats import JSON, NPY, PNG, RAW, array_response, choose_media_type, encode_mask, json_response
+from serving.masks import Mask
 from serving.model import Prediction
 from serving.prediction import predict_body
 from serving.preprocessing import FORMATS
+from serving.processors import count_processors
 
 FILE = {"type": "string", "format": "binary"}
 FORM = {
@@ -55,6 +59,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 ARRAY = {media_type: {"schema": FILE} for media_type in (NPY, RAW)}
 
+_masks = anyio.CapacityLimiter(count_processors())  # at once: each takes memory
+
 router = APIRouter(prefix="/v1", tags=["v1"], responses=ERRORS)
 
 
@@ -95,17 +101,17 @@ class Embeddings(BaseModel):
 
 
 class Share(BaseModel):
-    """A class and its share of the sites."""
+    """A class and its share of the pixels."""
 
     index: int
     name: str
     share: float
 
 
-class Mask(BaseModel):
-    """What each site of an image shows."""
+class SegmentedImage(BaseModel):
+    """What each pixel of an image shows."""
 
-    png: str = Field(description="Base64 of a PNG of class indices with a palette.")
+    png: str = Field(description="Base64 of a PNG of class indices with a palette, as large as the image.")
     classes: list[Share]
 
 
@@ -113,7 +119,7 @@ class Segmentation(BaseModel):
     """A mask for each image, in their order."""
 
     model: Model
-    masks: list[Mask]
+    masks: list[SegmentedImage]
 
 
 @router.post("/classify", response_model=Classification, openapi_extra=IMAGES, responses={200: {"content": ARRAY}})
@@ -124,14 +130,14 @@ async def classify(
     normalize: Annotated[bool, Query(description="Embeddings of length 1.")] = False,
 ) -> Response:
     """Return the most probable classes of each image; as an array, the probabilities of all classes, (N, K)."""
-    live, prediction = await predict_body(request, task="classification")
+    live, (prediction,) = await predict_body(request, task="classification")
     probabilities = prediction.probabilities()
     media_type = choose_media_type(request.headers.get("accept", ""), (JSON, NPY, RAW))
     if media_type != JSON:
         return array_response(probabilities.astype(np.float32), media_type, live.headers())
     predictions: list[dict[str, Any]] = [{"classes": _top(row, live.onnx.classes, top_k)} for row in probabilities]
     if embedding:
-        for entry, row in zip(predictions, _embedding(prediction, normalize), strict=True):
+        for entry, row in zip(predictions, _embedding([prediction], normalize), strict=True):
             entry["embedding"] = row
     return json_response({"model": describe(live), "predictions": predictions}, live.headers())
 
@@ -141,8 +147,8 @@ async def embed(
     request: Request, normalize: Annotated[bool, Query(description="Embeddings of length 1.")] = False
 ) -> Response:
     """Return the embedding of each image, (N, D)."""
-    live, prediction = await predict_body(request)
-    embeddings = _embedding(prediction, normalize)
+    live, predictions = await predict_body(request)
+    embeddings = _embedding(predictions, normalize)
     media_type = choose_media_type(request.headers.get("accept", ""), (JSON, NPY, RAW))
     if media_type != JSON:
         return array_response(embeddings, media_type, live.headers())
@@ -156,15 +162,20 @@ async def embed(
     responses={200: {"content": {PNG: {"schema": FILE}, NPY: {"schema": FILE}}}},
 )
 async def segment(request: Request) -> Response:
-    """Return the most probable class at each site of each image; also as PNG (one image) or as an array (N, h, w)."""
-    live, prediction = await predict_body(request, task="segmentation")
-    masks = prediction.logits.argmax(axis=1)
-    offered = (JSON, NPY, PNG) if len(masks) == 1 else (JSON, NPY)
-    media_type = choose_media_type(request.headers.get("accept", ""), offered)
+    """Return the most probable class of each pixel; also as PNG (one image), or as an array (N, H, W) (of one size)."""
+    live, predictions = await predict_body(request, task="segmentation")
+    accept = request.headers.get("accept", "")
+    return await anyio.to_thread.run_sync(_segmentation, live, predictions, accept, limiter=_masks)
+
+
+def _segmentation(live: LiveModel, predictions: Sequence[Prediction], accept: str) -> Response:
+    masks = [mask for prediction in predictions for mask in live.onnx.masks(prediction)]
+    offered = (JSON, NPY, PNG) if len(masks) == 1 else (JSON, NPY) if len(predictions) == 1 else (JSON,)
+    media_type = choose_media_type(accept, offered)
     if media_type == PNG:
         return Response(encode_mask(masks[0]), media_type=PNG, headers=live.headers())
     if media_type == NPY:
-        return array_response(masks.astype(np.uint16), NPY, live.headers())
+        return array_response(np.stack(masks).astype(np.uint16), NPY, live.headers())
     content = [
         {"png": base64.b64encode(encode_mask(mask)).decode(), "classes": _shares(mask, live.onnx.classes)}
         for mask in masks
@@ -182,15 +193,15 @@ def _top(probabilities: NDArray[np.float64], names: Sequence[str], count: int) -
     return [{"name": names[k], "probability": float(probabilities[k])} for k in best]
 
 
-def _embedding(prediction: Prediction, normalize: bool) -> NDArray[np.float32]:
-    embedding = prediction.embedding
+def _embedding(predictions: Sequence[Prediction], normalize: bool) -> NDArray[np.float32]:
+    embedding = np.concatenate([prediction.embedding for prediction in predictions])
     if not normalize:
         return embedding
     lengths = np.linalg.norm(embedding, axis=1, keepdims=True)
     return np.asarray(embedding / np.where(lengths > 0, lengths, 1), np.float32)
 
 
-def _shares(mask: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
+def _shares(mask: Mask, names: Sequence[str]) -> list[dict[str, Any]]:
     indices, counts = np.unique(mask, return_counts=True)
     return [
         {"index": int(index), "name": names[index], "share": count / mask.size}

@@ -150,7 +150,10 @@ def _json_size(header: str | None, body: bytes) -> int:
 
 async def _predict(inference: Inference, live: LiveModel, asked: InferRequest) -> Prediction:
     if isinstance(asked.images, list):
-        return await inference.predict(live, asked.images)
+        predictions = await inference.predict(live, asked.images)
+        if len(predictions) > 1:
+            raise TensorError("the images have several sizes, expected one in a request: send each size by itself")
+        return predictions[0]
     return await inference.run(live, asked.images)
 
 
