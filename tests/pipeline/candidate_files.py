@@ -62,7 +62,7 @@ def state_metrics() -> None:
     """Write into evaluation.json what follows from the candidate's predictions."""
     config, candidate = load_config(), read_candidate(read_dataset(PREPARED))
     assert candidate.corrupted
-    measured = measure_outputs(candidate.outputs, read_extra_sets(["sketch"]), config, has_encoder=True)
+    measured = measure_outputs(candidate.answers, read_extra_sets(["sketch"]), config, has_encoder=True)
     measured |= measure_corrupted(candidate.corrupted.answers, candidate.corrupted.reference)
     edit(lambda models: models["grpo_rm"].update(measured.metrics))
 
@@ -98,8 +98,10 @@ def change_metadata(path: Path, **changes: object) -> None:
     said = {prop.key: prop.value for prop in model.metadata_props}
     for key, value in changes.items():
         name = f"grpo_rm.{key}"
-        old = json.loads(said[name])
-        said[name] = json.dumps(old | value if isinstance(value, dict) else value)
+        if isinstance(value, str):  # which is no JSON
+            said[name] = value
+        else:
+            said[name] = json.dumps(json.loads(said[name]) | value if isinstance(value, dict) else value)
     onnx.helper.set_model_props(model, said)
     onnx.save(model, path)
 

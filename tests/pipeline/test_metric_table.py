@@ -14,7 +14,7 @@ MEASURED_ON_IMAGES = [name for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if 
 @pytest.mark.parametrize("known", MEASURED_ON_IMAGES)
 def test_every_metric_with_a_direction_has_a_name_and_a_group(known: str) -> None:
     metric = metric_of(re.sub(r"\{\w+\}", "10", known))
-    assert metric.group in {"Classification", "Embedding", "Calibration", "Corrupted images"}
+    assert metric.group in {"Classification", "Segmentation", "Embedding", "Calibration", "Corrupted images"}
     assert metric.name and "{" not in metric.name
     assert metric.higher_is_better is (known in HIGHER_IS_BETTER)
 

@@ -10,9 +10,10 @@ from tiny_onnx import SIZE, write_onnx
 
 from serving.batcher import Batcher
 from serving.deployment import Deployment, LiveModel, load_file
+from serving.image_cost import PixelBudget
 from serving.inference import Inference, OverloadedError
 from serving.preprocessing import ImageError
-from serving.settings import Batching
+from serving.settings import Batching, Limits
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,13 @@ def said(prediction) -> list[int]:
     return [round(255 * float(row[0])) for row in prediction.embedding]
 
 
-def with_batcher(use, runners=1, **batching):
+def with_batcher(use, runners=1, pixels=10_000, **batching):
     """Return what `use(batcher)` returns, and the sizes of the batches."""
     sizes: list[int] = []
 
     async def run():
-        batcher = Batcher(Batching(**batching), runners=runners, on_batch=sizes.append)
+        budget = PixelBudget(pixels)
+        batcher = Batcher(Batching(**batching), runners=runners, on_batch=sizes.append, budget=budget)
         try:
             return await asyncio.wait_for(use(batcher), 20)
         finally:
@@ -56,6 +58,14 @@ def test_requests_share_batches_and_get_their_own_answers(live):
 def test_a_long_request_is_split(live):
     answer, sizes = with_batcher(lambda batcher: batcher.run(live, images(*range(11))), max_batch=4)
     assert said(answer) == list(range(11)) and sorted(sizes) == [3, 4, 4]
+
+
+def test_the_budget_of_pixels_is_of_dense_models(live):
+    async def use(batcher):
+        return await asyncio.gather(*(batcher.run(live, images(n)) for n in range(3)))
+
+    _, sizes = with_batcher(use, pixels=1)
+    assert sizes == [3]
 
 
 def test_idle_runners_share_what_there_is(live):
@@ -134,7 +144,8 @@ def test_the_queue_is_bounded(live, picture_file):
             await inference.predict(live, [picture_file])
         await asyncio.gather(*waiting)
         assert inference.pending == 0
-        return len((await inference.predict(live, [picture_file] * 9)).embedding)  # alone, it finds a place
+        (prediction,) = await inference.predict(live, [picture_file] * 9)
+        return len(prediction.embedding)  # alone, it finds a place
 
     assert with_inference(use, queue=4) == 9
 
@@ -143,7 +154,8 @@ def test_the_bad_image_is_named_and_leaves_nothing_behind(live, picture_file):
     async def use(inference):
         with pytest.raises(ImageError, match="image 2 of 3: not an image"):
             await inference.predict(live, [picture_file, b"no image", picture_file])
-        return inference.pending, len((await inference.predict(live, [picture_file])).embedding)
+        (prediction,) = await inference.predict(live, [picture_file])
+        return inference.pending, len(prediction.embedding)
 
     assert with_inference(use) == (0, 1)
 
@@ -157,7 +169,7 @@ def picture_file() -> bytes:
 
 def with_inference(use, **batching):
     async def run():
-        inference = Inference(Deployment(), Batching(**batching), max_pixels=1000, on_batch=lambda _: None)
+        inference = Inference(Deployment(), Batching(**batching), limits=Limits(pixels=1000), on_batch=lambda _: None)
         try:
             return await asyncio.wait_for(use(inference), 20)
         finally:

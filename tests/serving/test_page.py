@@ -238,5 +238,8 @@ def test_a_dense_model_shows_its_mask(browser, tmp_path):
         browser.drop(write(tmp_path / "blue.png", picture((0, 0, 255))))
         browser.wait_for(finished(1))
         assert browser.run(all_text(".card .name")) == ["owl"] and browser.run(text(".card .share")) == "100.0 %"
-        assert browser.run("document.querySelector('.mask').naturalWidth") == 8
+        sides = "(({{{0}: w, {1}: h}}) => [w, h].join())(document.querySelector('{2}'))".format
+        assert browser.run(sides("naturalWidth", "naturalHeight", ".mask")) == "20,12", "of the image's own size"
+        assert browser.run(sides("width", "height", ".card canvas")) == "20,12"
+        assert "all of 20\u00a0×\u00a012" in browser.run(text(".card .seen"))
         assert browser.run("getComputedStyle(document.querySelector('.mask')).display") == "block"

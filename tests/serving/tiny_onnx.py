@@ -21,10 +21,12 @@ def write_onnx(
     channels=CHANNELS,
     is_fragile=False,
     is_dense=False,
+    fixed_size=None,
 ) -> Path:
     """Write a model whose logits are the means of red, green and blue, plus the bias.
 
-    A fragile one fails on every image that is not black. A dense one has the pixels as logits (N, 3, h, w).
+    A fragile one fails on every image that is not black. A dense one takes images of any size, and has every second
+    pixel each way as logits (N, 3, h, w): its stride is 2.
     """
     weight = np.eye(CHANNELS, num_outputs, dtype=np.float32)
     nodes = [
@@ -43,10 +45,16 @@ def write_onnx(
         ]
         nodes[2].output[0] = nodes[3].input[0] = "divided"
     if is_dense:
-        nodes[3:] = [helper.make_node("Transpose", ["float"], ["logits"], perm=[0, 3, 1, 2])]
-        metadata = describe(channels) | {"grpo_rm.task": "segmentation"}
+        nodes[3:] = [
+            helper.make_node("Slice", ["float", "starts", "ends", "axes", "steps"], ["places"]),
+            helper.make_node("Transpose", ["places"], ["logits"], perm=[0, 3, 1, 2]),
+        ]
+        metadata = metadata or describe(channels) | describe_dense(channels, fixed_size)
     constants = {
         "axes": np.array([1, 2]),
+        "starts": np.zeros(2, np.int64),
+        "ends": np.full(2, 1 << 31),
+        "steps": np.full(2, 2),
         "white": np.array(255, np.float32),
         "one": np.zeros(1, np.float32),
         "weight": weight,
@@ -55,10 +63,14 @@ def write_onnx(
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, CHANNELS])],
+        [
+            helper.make_tensor_value_info(
+                "images", TensorProto.UINT8, ["N", *(["H", "W"] if is_dense else [SIZE, SIZE]), CHANNELS]
+            )
+        ],
         [
             helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", CHANNELS]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_outputs] + [SIZE, SIZE] * is_dense),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", num_outputs] + ["h", "w"] * is_dense),
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
@@ -78,6 +90,12 @@ def describe(channels=CHANNELS, **more: str) -> dict[str, str]:
         "grpo_rm.training": json.dumps({"data": "0123456789abcdef0123456789abcdef.dir"}),
         **{f"grpo_rm.{name}": value for name, value in more.items()},
     }
+
+
+def describe_dense(channels=CHANNELS, fixed_size=None) -> dict[str, str]:
+    preprocessing = {"image_size": SIZE, "channels": channels, "interpolation": "bicubic"}
+    preprocessing |= {"stride": 2, "fixed_size": fixed_size}
+    return {"grpo_rm.task": "segmentation", "grpo_rm.preprocessing": json.dumps(preprocessing)}
 
 
 def write_self_test(path: Path, *, bias=(0.0, 0.0, 0.0), error=0.0, **limits: float) -> Path:

@@ -9,7 +9,7 @@ import torch
 
 from grpo_rm.fused import fused_grpo_rm_loss, is_fusable
 from grpo_rm.losses import Objective, grpo_rm_loss
-from grpo_rm.rewards import MatrixReward, accuracy_reward, uniformity_reward
+from grpo_rm.rewards import MatrixReward, accuracy_reward, region_iou_reward, uniformity_reward
 from grpo_rm.sites import Sites, site_weights, valid_sites
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -336,6 +336,7 @@ def custom_reward(group):
     ("settings", "changes"),
     [
         (objective({"own": (custom_reward, 1.0)}), {}),
+        (objective({"region": (region_iou_reward, 1.0)}), {}),
         (objective({"matrix": (MatrixReward(torch.zeros(3, 3)), 1.0)}), {}),
         (objective(surrogate="regressive"), {}),
         (objective(candidates=3), {}),

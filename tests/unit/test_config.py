@@ -1,5 +1,6 @@
 """The schema of params.yaml: every mistake is found, named, and comes with what was meant."""
 
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -11,6 +12,7 @@ import yaml
 
 from grpo_rm.config import TAKEN_NAMES, Config, load_config
 from grpo_rm.recipe import Recipe
+from pipelines.configure import configure
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -41,9 +43,21 @@ def load(tmp_path):
     return write_and_load
 
 
+def segmentation(**changes):
+    """params.yaml for segmentation."""
+    limits = {name: {"miou": 0} for name in ("thresholds", "min_gain_over_control", "min_gain_over_champion")}
+    needed = {"task": "segmentation", "pretrain__monitor": "val_miou", "finetune__monitor": "val_miou"}
+    needed |= {f"register__gate__{name}": limit for name, limit in limits.items()}
+    return changed(**(needed | {"evaluate__robustness__images": 0} | changes))
+
+
 def message_of(load, **changes):
+    return messages_of(load, changed(**changes))
+
+
+def messages_of(load, values):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        load(changed(**changes))
+        load(values)
     header, *lines = str(caught.value).split("\n  ")
     assert header.endswith(f"params.yaml has {len(lines)} mistake(s):")
     return lines
@@ -224,7 +238,7 @@ def test_messages_say_what_was_expected(load):
     assert message_of(load, encoder__image_size=0) == ["encoder.image_size: got 0, expected greater than or equal to 1"]
     assert message_of(load, objective__scale="x") == ["objective.scale: got 'x', expected 'group' or 'none'"]
     assert message_of(load, data__source="x") == [
-        "data.source: got 'x', expected one of digits, folder:PATH, npz:PATH, csv:PATH, huggingface:NAME, "
+        "data.source: got 'x', expected one of digits, shapes, folder:PATH, npz:PATH, csv:PATH, huggingface:NAME, "
         "torchvision:NAME"
     ]
 
@@ -256,6 +270,61 @@ def test_a_further_seed_that_is_no_seed(load, seed):
     assert line.startswith(f"finetune.seeds.1: got {seed!r}, expected ")
 
 
+def test_class_means_are_of_images(load):
+    (line,) = messages_of(load, segmentation(objective__rewards={"accuracy": 1, "class_similarity": 0}))
+    assert line.startswith("objective.rewards has class_similarity, expected rewards without it")
+    assert load(segmentation(objective__rewards={"region_iou": 1})).objective.rewards == {"region_iou": 1}
+    load(changed(objective__rewards={"class_similarity": 1}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"pretrain__monitor": "val_accuracy"}, ["pretrain.monitor: got val_accuracy, expected val_miou, "]),
+        ({"finetune__knn_every": 2}, ["finetune.knn_every: got 2, expected 0 with task segmentation"]),
+        (
+            {"encoder__head": "prototypes"},
+            ["encoder.head: got prototypes, which is of classification: "],
+        ),
+        ({"export__int8": True}, ["export.int8: got true, which is of classification: expected false"]),
+        (
+            {"evaluate__extra_sets": {"night": "folder:night"}, "finetune__monitor": "val_accuracy"},
+            [
+                "finetune.monitor: got val_accuracy, expected",
+                "evaluate.extra_sets: got night, which is of classification: expected {}",
+            ],
+        ),
+        ({"register__gate__thresholds": {"accuracy": 0.9}}, ["register.gate.thresholds.accuracy: "]),
+        ({"segmentation__strides": [8, 4]}, ["segmentation: strides are [8, 4], expected them ascending"]),
+        ({"segmentation__head": "linear"}, ["segmentation: strides are [4, 8, 16, 32], expected one with the head"]),
+        ({"segmentation__site_stride": 3}, ["segmentation: site_stride is 3, expected a divisor of the first of [4,"]),
+        ({"segmentation__class_balance": 1.5}, ["segmentation.class_balance: got 1.5, expected"]),
+    ],
+    ids=str,
+)
+def test_segmentation_has_settings_of_its_own(load, changes, lines):
+    load(segmentation())
+    messages = messages_of(load, segmentation(**changes))
+    assert len(messages) == len(lines)
+    for message, line in zip(messages, lines, strict=True):
+        assert message.startswith(line)
+
+
+@pytest.mark.parametrize("block", ["pretrain", "finetune"])
+def test_classification_has_no_miou(load, block):
+    (line,) = message_of(load, **{f"{block}__monitor": "val_miou"})
+    assert line == f"{block}.monitor: got val_miou, which is of task segmentation: expected val_accuracy or val_nll"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_of_the_repository(path, tmp_path):
+    params = tmp_path / "params.yaml"
+    shutil.copy2(ROOT / "params.yaml", params)
+    configure(path, params)
+    assert load_config(params).task == "segmentation"
+    assert params.read_text().count("  #") > 50  # comments stay
+
+
 def test_further_seeds_differ_from_each_other_and_from_seed(load):
     (line,) = message_of(load, finetune__seeds=[3, 1, 3])
     assert line == "finetune.seeds: got [3, 1, 3], expected each seed once: remove the second 3"
@@ -271,7 +340,7 @@ def test_further_seeds_differ_from_each_other_and_from_seed(load):
     ("rewards", "message"),
     [
         ({"uniformity_reward": 1}, "objective.rewards.uniformity_reward: unknown reward; did you mean uniformity?"),
-        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, cost_matrix, "),
+        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, region_iou, "),
         ({"mine:": 1}, "objective.rewards.mine:: expected an import path, package.module:function"),
         ({"my-module:reward": 1}, "objective.rewards.my-module:reward: expected an import path"),
         ({"accuracy": 0, "uniformity": 0}, "objective.rewards: no reward has a weight other than 0: nothing is"),
@@ -363,7 +432,7 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("data__source", "csv:images.csv"),
         ("data__source", "huggingface:user/set:config"),
         ("data__source", "torchvision:MNIST"),
-        ("task", "segmentation"),
+        ("data__source", "shapes"),
         ("data__resize_on_prepare", 256),
         ("data__void_index", 255),
         ("data__expectations__decodable__min_share", 0),
@@ -378,6 +447,7 @@ def test_prototypes_and_a_frozen_encoder_leave_nothing_to_train(load, stage):
         ("objective__rewards__uniformity", -1),
         ("objective__rewards", {"data.rewards.example:ordinal_reward": 1, "accuracy": 0}),
         ("objective__rewards", {"class_similarity": 1}),
+        ("objective__rewards", {"region_iou": 1}),
         ("objective__refresh", "epoch"),
         ("objective__refresh", 30),
         ("objective__candidates", 1),

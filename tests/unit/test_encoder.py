@@ -108,3 +108,9 @@ def test_pretrained_weights_of_gray_images_are_the_sum_over_the_colors(published
     expected = model.forward_head(model.forward_features(images.expand(-1, 3, -1, -1)), pre_logits=True)
     encoder = create(pretrained=True, channels=1, args=args).eval()
     torch.testing.assert_close(encoder(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_patches_that_overlap_need_no_multiple():
+    """They are 7 pixels wide and 4 apart."""
+    encoder = create_encoder("pvt_v2_b0", pretrained=False, channels=3, image_size=64)
+    assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, embedding_dim(encoder))

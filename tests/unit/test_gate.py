@@ -28,7 +28,7 @@ def judge(metrics=None, *, thresholds=None, over_constant=BETTER, rivals=None):
         {"accuracy": 0.95} if metrics is None else metrics,
         BASIS,
         thresholds={"accuracy": 0.9} if thresholds is None else thresholds,
-        over_constant=over_constant,
+        over_constant=("f1_macro", over_constant) if over_constant else None,
         rivals=[rival(), rival("champion")] if rivals is None else rivals,
     )
 
@@ -232,7 +232,7 @@ def gate_of(labels, candidate, control, *, limits):
         {name: metric.value for name, metric in sums.items()},
         basis,
         thresholds=limits,
-        over_constant=compare_metrics([own], [constant], **settings)["f1_macro"],
+        over_constant=("f1_macro", compare_metrics([own], [constant], **settings)["f1_macro"]),
         rivals=[Rival("control", basis, {"accuracy": -0.02}, compare_metrics([sums], [others], **settings))],
     )
     return {clause.name: clause.has_passed for clause in clauses}

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from grpo_rm.config import Config, load_config
 from grpo_rm.evaluation.corruptions import CORRUPTIONS, STRENGTHS
-from grpo_rm.evaluation.directions import is_higher_better
+from grpo_rm.evaluation.directions import HIGHER_IS_BETTER, LOWER_IS_BETTER, is_higher_better
 from grpo_rm.evaluation.measurement import measure
 from grpo_rm.evaluation.metric_sums import extra_set_sums
 from grpo_rm.evaluation.robustness import robustness_metrics, robustness_scores
@@ -175,3 +176,54 @@ def test_every_mistake_of_the_gate_is_listed(tmp_path):
         "register.gate.thresholds.far/ece",
         "register.gate.thresholds.onnx/ece",
     ]
+
+
+OF_SEGMENTATION = [
+    *("miou", "pixel_accuracy", "mean_class_accuracy", "boundary_f1", "nll", "ece"),
+    *("knn_top1_k10_t0.07", "knn_top1_k20_t0.07", "linear_probe_top1"),
+]
+
+
+def dense_values(**gate):
+    """The same for segmentation; the gate asks for the mean IoU but where something else is said."""
+    miou = {block: {"miou": -0.5} for block in BLOCKS}
+    changed = values(images=0, **(miou | gate))
+    changed["evaluate"]["extra_sets"] = {}
+    for block in ("pretrain", "finetune"):
+        changed[block]["monitor"] = "val_miou"
+    return changed | {"task": "segmentation"}
+
+
+def refusals(**gate):
+    """Return the names of segmentation's gate that are refused, each with the reason."""
+    try:
+        Config.model_validate(dense_values(**gate))
+    except ValidationError as error:
+        return {detail["loc"][-2]: detail["msg"] for detail in error.errors()}
+    return {}
+
+
+def test_what_segmentation_measures():
+    every = [*HIGHER_IS_BETTER, *LOWER_IS_BETTER, *OF_SEGMENTATION]
+    names = {name for name in every if "{" not in name} | {f"onnx/{name}" for name in ("size_mb", "latency_ms")}
+    assert refusals(thresholds=dict.fromkeys(names, 0.5)).keys() == names - {*OF_SEGMENTATION, *OF_FILE}
+    asked = dict.fromkeys(OF_SEGMENTATION, -0.5)
+    assert refusals(min_gain_over_control=asked) == {}
+    of_champion = refusals(min_gain_over_champion=asked)
+    assert of_champion.keys() == {name for name in OF_SEGMENTATION if name.startswith(("knn_", "linear_"))}
+    assert set(of_champion.values()) == {
+        "the ONNX file gives no embedding of a place: ask for it in thresholds or min_gain_over_control"
+    }
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_segmentation_has_no_accuracy(block):
+    expected = ", ".join([*OF_SEGMENTATION[:4], "nll", "ece", *OF_SEGMENTATION[6:]])
+    reason = f"not measured with task segmentation: expected one of {expected}, so write one of these"
+    assert refusals(**{block: {"accuracy": 0.9}}) == {"accuracy": reason}
+
+
+@pytest.mark.parametrize("metric", OF_SEGMENTATION[:4])
+def test_classification_has_no_metric_of_pixels(tmp_path, metric):
+    (line,) = lines_of(tmp_path, thresholds={metric: 0.5})
+    assert line.startswith(f"register.gate.thresholds.{metric}: not measured: expected one of")

@@ -28,7 +28,7 @@ def test_the_line_of_an_epoch_is_read_back(capsys):
     [
         "",
         "epoch",
-        "finetune@grpo_rm: best epoch 3, validation accuracy 0.9 -> models",
+        "finetune@grpo_rm: best epoch 3, val_accuracy 0.9 -> models",
         "Running stage 'finetune@grpo_rm':",
     ],
 )

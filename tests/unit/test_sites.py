@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_rm.sites import Sites, clear_void, site_count, site_rows, site_weights, valid_sites
+from grpo_rm.sites import Sites, clear_void, site_count, site_images, site_rows, site_weights, valid_sites
 
 AGGREGATIONS = ("per_image", "per_site", "constant")
 NAN = float("nan")
@@ -73,6 +73,14 @@ def test_a_dense_mask_counts_as_its_flattened_one():
         torch.testing.assert_close(
             site_weights(valid, aggregation), site_weights(valid.flatten(1), aggregation).view(3, 4, 5)
         )
+
+
+def test_site_images():
+    """In the order of the rows: as if the image's number were its label everywhere."""
+    assert site_images(torch.ones(3)).tolist() == [0, 1, 2]
+    numbers = torch.arange(3).view(3, 1, 1).expand(3, 2, 4)
+    rows = site_rows(Sites(torch.zeros(3, 5, 2, 4), numbers, torch.ones(3, 2, 4)))
+    assert torch.equal(site_images(torch.ones(3, 2, 4)), rows.targets)
 
 
 def test_valid_sites():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_same_trajectory import assert_close
 from toy_training import TRAIN, batches_of
-from two_processes import PLAIN, RICH, create, save
+from two_processes import PLAIN, RICH, create, create_dense, save
 
 from grpo_rm.checkpoint import STATE
 
@@ -51,9 +51,17 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, done, name, recipe):
     assert {path.name for path in (folder / name).iterdir()} == {path.name for path in tmp_path.iterdir()}
 
 
+def test_two_processes_give_the_trajectory_of_one_in_a_dense_task(tmp_path, done):
+    folder, _ = done
+    trainer = create_dense(tmp_path)
+    trainer.fit()
+    save(trainer, tmp_path)
+    assert_close(load(folder / "dense"), load(tmp_path))
+
+
 def test_one_process_reports(done):
     _, output = done
-    assert output.count("test  epoch 1/2") == 4  # four trainings
+    assert output.count("test  epoch 1/2") == 5  # five trainings
 
 
 def test_two_processes_resume(done):

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from dense_toy import create_dense_trainer
 from toy_training import create_model, create_trainer, grpo, weights_of
 
+from grpo_rm.task import Segmentation
 from grpo_rm.trainer import Interrupted
 
 PLAIN = {"optimizer": "sgd", "learning_rate": 0.05}
@@ -21,6 +23,12 @@ def create(folder, *, stop=lambda trainer: False, drop=0.0, **recipe):  # noqa: 
     options = {"should_stop": lambda: stop(trainer), **rich}
     trainer = create_trainer(folder, grpo, model=model, options=options, **recipe)
     return trainer
+
+
+def create_dense(folder):
+    """A trainer of a dense task; of some images of a batch all pixels are void."""
+    task = Segmentation(4, site_stride=2, class_weights=torch.tensor([0.5, 2.0]))
+    return create_dense_trainer(folder, task=task, accumulation=2, options={"aggregation": "per_site"})
 
 
 def second_process_at(step):
@@ -43,6 +51,9 @@ def main(scenario, folder):
     if scenario == "same":
         train(folder / "plain", **PLAIN)
         train(folder / "rich", **RICH)
+        dense = create_dense(folder / "dense")
+        dense.fit()
+        save(dense, folder / "dense")
         # the second process alone is told to stop: both do
         for name, stops in [("whole", []), ("resumed", [2, 4])]:
             for step in stops:
