@@ -49,6 +49,7 @@ bench: $(READY)  ## measure what docs/benchmarks.md reports (three quarters of a
 	@python -m benchmarks.training
 	@python -m benchmarks.data
 	@python -m benchmarks.evaluation
+	@python -m benchmarks.segmentation
 
 lock: $(UV)  ## resolve pyproject.toml anew into requirements.lock, and the part of it that serving needs
 	@$(UV) pip compile pyproject.toml --all-extras --group serve --universal --generate-hashes --python-version 3.11 \
