@@ -29,7 +29,7 @@ from pipelines.training_task import create_task
 CHECKPOINTS = Path("checkpoints")
 REWARD_PACKAGE = ".".join(REWARD_FILES.parts) + "."
 TRAINING_MODULES = {
-    f"pipelines.{name}" for name in ("batches", "initial_model", "objective", "training", "training_task")
+    f"pipelines.{name}" for name in ("batches", "held_out", "initial_model", "objective", "training", "training_task")
 }
 RUN = "run.json"  # beside the state: the MLflow run that goes on with it
 
