@@ -265,6 +265,9 @@ class Objective(_Block):
     beta: NonNegative
     entropy_weight: NonNegative
     supervised_weight: NonNegative
+    neighbor_weight: NonNegative
+    neighbor_images: Count
+    neighbor_temperature: Positive
 
     @field_validator("rewards")
     @classmethod

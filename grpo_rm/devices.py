@@ -56,6 +56,14 @@ class Processes:
         """Return the greatest over the processes, element by element."""
         return self._reduced(values, dist.ReduceOp.MAX) if self.count > 1 else values
 
+    def join(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all processes, in their order; each has the same number."""
+        if self.count == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
     def share(self, values: torch.Tensor) -> None:
         """Replace the values by the first process's."""
         if self.count > 1:

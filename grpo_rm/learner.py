@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from grpo_rm.devices import Processes
 from grpo_rm.loss_statistics import add_up
 from grpo_rm.losses import Loss
+from grpo_rm.memory import Memory
 from grpo_rm.model import VisionModel
 from grpo_rm.recipe import Recipe, create_optimizer, create_schedule, set_training_mode
 from grpo_rm.sites import Aggregation, Sites, site_count, site_weights, valid_sites
@@ -43,6 +44,7 @@ class _Part:
     weights: Tensor
     old_logits: Tensor | None = None
     reference_logits: Tensor | None = None
+    embeddings: Tensor | None = None  # of the last step on it
 
 
 class Learner:
@@ -60,6 +62,7 @@ class Learner:
         old_policy_steps: The old policy is a snapshot of the model, renewed every this many batches. With 1 there is
             none: it is the present policy, or with `recipe.num_iterations` the one before the first step of a batch.
         use_reference: Compare with a frozen copy of the initial model.
+        memory_size: How many images to remember, for `neighbor_loss`; 0 for none.
 
     Raises:
         ValueError: The recipe asks for what there is not, or for another precision than the accelerator has.
@@ -77,6 +80,7 @@ class Learner:
         aggregation: Aggregation = "per_image",
         old_policy_steps: int = 1,
         use_reference: bool = False,
+        memory_size: int = 0,
     ) -> None:
         from timm.utils import ModelEmaV3  # slow to import
 
@@ -96,6 +100,7 @@ class Learner:
         self.steps, self.learning_rate = 0, math.nan
         self.snapshot = _frozen(model) if old_policy_steps > 1 else None
         self.reference = _frozen(model).eval() if use_reference else None
+        self.memory = Memory(memory_size) if memory_size else None
         # without its warm-up a short training would end with an average that is mostly the initial weights
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -126,6 +131,7 @@ class Learner:
         parts = self._parts(images, labels)
         for _ in range(self.recipe.num_iterations):
             yield self._step(parts)
+        self._remember(parts)
 
     def prepare(self) -> None:
         """Switch to training mode, the snapshot as well; what is frozen stays in evaluation mode."""
@@ -148,6 +154,7 @@ class Learner:
         """Return all that changes."""
         parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
         parts |= {"ema": self.ema, "snapshot": self.snapshot, "scaler": self.accelerator.scaler}
+        parts["memory"] = self.memory
         counts = {"steps": self.steps, "learning_rate": self.learning_rate}
         return {name: part.state_dict() for name, part in parts.items() if part is not None} | counts
 
@@ -155,7 +162,8 @@ class Learner:
         """Go back to a state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, part in {"ema": self.ema, "snapshot": self.snapshot, "scaler": self.accelerator.scaler}.items():
+        parts = {"ema": self.ema, "snapshot": self.snapshot, "scaler": self.accelerator.scaler, "memory": self.memory}
+        for name, part in parts.items():
             if part is not None:
                 part.load_state_dict(state[name])
         self.steps, self.learning_rate = state["steps"], state["learning_rate"]
@@ -224,7 +232,7 @@ class Learner:
         if part.reference_logits is None and self.reference:
             part.reference_logits = self._logits(self.reference, part.images)
         with self.accelerator.autocast():
-            _, logits = self._forward(part.images)
+            embeddings, logits = self._forward(part.images)
         if part.old_logits is None and self.recipe.num_iterations > 1:
             part.old_logits = logits.detach()
         now, old, reference = (
@@ -232,7 +240,17 @@ class Learner:
             for one in (logits, part.old_logits, part.reference_logits)
         )
         assert now is not None
-        return Sites(now, part.targets, part.weights, old, reference)
+        if self.memory is None:
+            return Sites(now, part.targets, part.weights, old, reference)
+        part.embeddings = embeddings.detach()
+        return Sites(now, part.targets, part.weights, old, reference, embeddings, self.memory)
+
+    def _remember(self, parts: list[_Part]) -> None:
+        """Remember the batch, of all processes."""
+        if self.memory is not None:
+            embeddings = torch.cat([part.embeddings.float() for part in parts if part.embeddings is not None])
+            targets = torch.cat([part.targets for part in parts])
+            self.memory.add(self.processes.join(embeddings), self.processes.join(targets))
 
     def _logits(self, model: VisionModel, images: Tensor) -> Tensor:
         with torch.no_grad(), self.accelerator.autocast():

@@ -20,6 +20,7 @@ from grpo_rm.loss_statistics import (
     reward_statistics,
     sum_over_sites,
 )
+from grpo_rm.neighbors import neighbor_loss
 from grpo_rm.objective import Weighting, clipped_surrogate, fresh_surrogate, regressive_surrogate
 from grpo_rm.output_set import candidate_mass, candidate_outputs
 from grpo_rm.policy import entropy, kl_divergence, log_policy
@@ -54,6 +55,8 @@ class Objective:
         beta: Weight of KL(pi || reference).
         entropy_weight: Weight of the entropy, as a bonus.
         supervised_weight: Weight of cross-entropy, which is over all outputs whatever the candidates.
+        neighbor_weight: Weight of `neighbor_loss` over K, for which a trainer has to remember images; 0 for none.
+        neighbor_temperature: See `neighbor_loss`.
 
     Raises:
         ValueError: A setting is out of range, or rewards and weights are not of the same names.
@@ -74,6 +77,8 @@ class Objective:
     beta: float = 0.0
     entropy_weight: float = 0.0
     supervised_weight: float = 0.0
+    neighbor_weight: float = 0.0
+    neighbor_temperature: float = 0.1
 
     def __post_init__(self) -> None:
         """Check the settings, once rather than at every step."""
@@ -88,9 +93,10 @@ class Objective:
             _expect_one_of(name, getattr(self, name), get_args(choices))
         for name in ("statistics", "weighting"):
             _expect_one_of(name, getattr(self, name), get_args(Weighting))
-        for name in ("eps", "clip_low", "clip_high", "beta", "entropy_weight", "supervised_weight"):
+        for name in ("eps", "clip_low", "clip_high", "beta", "entropy_weight", "supervised_weight", "neighbor_weight"):
             value = getattr(self, name)
             _expect(0 <= value < math.inf, name, value, "a finite number, 0 or more")
+        _expect(self.neighbor_temperature > 0, "neighbor_temperature", self.neighbor_temperature, "more than 0")
         _expect(self.clip_low <= 1, "clip_low", self.clip_low, "at most 1: a ratio is never below 0")
         if self.surrogate == "regressive":
             expected = f'at least {MIN_REGRESSIVE_EPS} with surrogate "regressive", which divides by it'
@@ -162,7 +168,7 @@ class GrpoRmLoss:
         self.is_checked = False
 
     def __call__(self, sites: Sites) -> LossOutput:
-        """Return `grpo_rm_loss`, by whichever way is fastest.
+        """Return `grpo_rm_loss`, by whichever way is fastest, and `neighbor_loss` where it has a weight.
 
         Raises:
             ValueError: See `grpo_rm_loss` and `check_rewards`.
@@ -173,6 +179,19 @@ class GrpoRmLoss:
             with random_state_kept(rows.logits.device):  # a training that goes on checks again
                 check_rewards(group, self.objective.rewards, rows.weights)
             self.is_checked = True
+        output, weight = self._at_head(sites), self.objective.neighbor_weight
+        if weight == 0:
+            return output
+        if sites.embeddings is None or sites.memory is None:
+            raise ValueError(
+                f"neighbor_weight is {weight} and the sites have no embeddings or no memory, expected both"
+            )
+        temperature = self.objective.neighbor_temperature
+        near = neighbor_loss(sites.embeddings, sites.targets, sites.weights, sites.memory, temperature=temperature)
+        # the class term is a mean over K outputs: a K-th of cross-entropy, where the advantages are not scaled
+        return LossOutput(output.loss + weight / sites.logits.shape[1] * near.loss, output.stats | near.stats)
+
+    def _at_head(self, sites: Sites) -> LossOutput:
         if sites.logits.is_cuda:
             from grpo_rm.fused import fused_grpo_rm_loss, is_fusable  # Triton is for a GPU only
 

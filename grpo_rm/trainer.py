@@ -73,6 +73,7 @@ class Trainer:
         aggregation: What a site counts; see `site_weights`.
         old_policy_steps: See `Learner`.
         use_reference: See `Learner`.
+        memory_size: See `Learner`. Never more than an epoch has.
         gallery: The training images as they are evaluated, for k-nearest neighbors and class prototypes.
         on_step: Receives the number of steps done and the metrics of the last one, for at most 1,000 steps of a run.
         on_epoch: Receives the number of steps done and the validation metrics. Each process calls its own.
@@ -99,6 +100,7 @@ class Trainer:
         aggregation: Aggregation = "per_image",
         old_policy_steps: int = 1,
         use_reference: bool = False,
+        memory_size: int = 0,
         gallery: EvaluationBatches | None = None,
         on_step: Report | None = None,
         on_epoch: Report | None = None,
@@ -117,6 +119,7 @@ class Trainer:
             aggregation=aggregation,
             old_policy_steps=old_policy_steps,
             use_reference=use_reference,
+            memory_size=min(memory_size, len(train) * train.batch_size),
         )
         self.processes, self.should_stop = self.learner.processes, should_stop
         self.on_step, self.on_epoch = on_step or _ignore, on_epoch or _ignore
@@ -126,7 +129,7 @@ class Trainer:
         seed_all(seed + self.processes.rank)
         self.fingerprint = {
             **fingerprint,
-            **self._own_fingerprint(seed, task, aggregation, old_policy_steps, use_reference),
+            **self._own_fingerprint(seed, task, aggregation, old_policy_steps, use_reference, memory_size),
         }
         self.progress = Progress(
             title,

@@ -38,15 +38,15 @@ EVERYTHING = {
 class Training:
     """What a training leaves behind, over as many attempts as it takes."""
 
-    def __init__(self, checkpoints, *, encoder="test_resnet", workers=0, **recipe):
+    def __init__(self, checkpoints, *, encoder="test_resnet", workers=0, loss=grpo, **recipe):
         self.checkpoints, self.workers, self.recipe = checkpoints, workers, {"epochs": EPOCHS} | recipe
-        self.encoder = encoder
+        self.encoder, self.loss = encoder, loss
         self.reports = {}  # by step, the last one counts
 
     def create(self, *, stop=lambda trainer: False, **options):  # noqa: ARG005
         trainer = create_trainer(
             self.checkpoints,
-            grpo,
+            self.loss,
             model=create_model(self.encoder, drop_path_rate=0.5),
             workers=self.workers,
             options={"on_step": self.report, "on_epoch": self.report, "should_stop": lambda: stop(trainer), **options},
@@ -91,10 +91,11 @@ def test_resumed_equals_uninterrupted(tmp_path, uninterrupted, stops, workers):
 
 @pytest.mark.parametrize(("encoder", "stops"), [("test_vit", [2]), ("test_vit", [4, 12, 14]), ("test_resnet", [8])])
 def test_everything_resumes(tmp_path, encoder, stops):
-    """With a snapshot renewed every second batch; a batch is two steps."""
+    """With a snapshot renewed every second batch, and remembered images; a batch is two steps."""
     # torch 2.15 gives random gradients of some bfloat16 convolutions over a single pixel on the CPU
     recipe = EVERYTHING if encoder == "test_vit" else EVERYTHING | {"precision": "fp32"}
-    options = {"old_policy_steps": 2, "use_reference": True}
+    options = {"old_policy_steps": 2, "use_reference": True, "memory_size": 24}
+    recipe |= {"loss": GrpoRmLoss(replace(OBJECTIVE, neighbor_weight=1.0))}
     reference = Training(tmp_path / "reference", encoder=encoder, **recipe)
     reference = reference.result(reference.create(**options))
     training = Training(tmp_path / "resumed", encoder=encoder, **recipe)

@@ -3,12 +3,14 @@
 With SGD: Adam divides by the gradient, and blows it up where it is nothing but rounding (the key biases of a ViT).
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
-from toy_training import TRAIN, augmented, batches_of, create_model, create_trainer, grpo, weights_of
+from toy_training import OBJECTIVE, TRAIN, augmented, batches_of, create_model, create_trainer, grpo, weights_of
 
 from grpo_rm.datasets import Split
-from grpo_rm.losses import cross_entropy_loss
+from grpo_rm.losses import GrpoRmLoss, cross_entropy_loss
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05}
 
@@ -73,6 +75,21 @@ def test_micro_batches_count_by_their_labels(tmp_path, loss):
         return weights_of(trainer.model), trainer.history
 
     assert_close(trained(5), trained(1))
+
+
+def test_micro_batches_remember_what_the_batch_does(tmp_path):
+    """All parts of a batch see what was remembered before it."""
+    loss = GrpoRmLoss(replace(OBJECTIVE, neighbor_weight=4.0))
+
+    def trained(accumulation):
+        options = {"memory_size": 32}
+        recipe = SGD | {"accumulation": accumulation}
+        model = create_model("test_vit")
+        trainer = create_trainer(tmp_path / str(accumulation), loss, model=model, options=options, **recipe)
+        trainer.fit()
+        return weights_of(trainer.model), trainer.history
+
+    assert_close(trained(4), trained(1))
 
 
 def test_bf16_stays_near(tmp_path, reference):

@@ -1,14 +1,16 @@
 """Started by torchrun: `two_processes.py SCENARIO FOLDER`; test_two_processes.py looks at what it leaves there."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from dense_toy import create_dense_trainer
-from toy_training import create_model, create_trainer, grpo, weights_of
+from toy_training import OBJECTIVE, create_model, create_trainer, grpo, weights_of
 
+from grpo_rm.losses import GrpoRmLoss
 from grpo_rm.task import Segmentation
 from grpo_rm.trainer import Interrupted
 
@@ -19,9 +21,10 @@ RICH = PLAIN | {"accumulation": 2, "num_iterations": 2, "ema_decay": 0.8, "knn_e
 def create(folder, *, stop=lambda trainer: False, drop=0.0, **recipe):  # noqa: ARG005
     """A trainer of a network without batch statistics; with `drop` its random numbers differ between processes."""
     model = create_model("test_vit", depth=2, drop_path_rate=drop)
-    rich = {"old_policy_steps": 2} if "ema_decay" in recipe else {}
+    rich = {"old_policy_steps": 2, "memory_size": 32} if "ema_decay" in recipe else {}
+    loss = GrpoRmLoss(replace(OBJECTIVE, neighbor_weight=1.0)) if rich else grpo
     options = {"should_stop": lambda: stop(trainer), **rich}
-    trainer = create_trainer(folder, grpo, model=model, options=options, **recipe)
+    trainer = create_trainer(folder, loss, model=model, options=options, **recipe)
     return trainer
 
 
