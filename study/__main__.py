@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines.lineage import ROOT
 from pipelines.stage import run_stage
@@ -38,14 +38,16 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m study", description=__doc__)
-    parser.add_argument("--tasks", type=lambda text: names(text, TASKS), default=list(TASKS), help="such as tiny,digits")
+    parser.add_argument(
+        "--tasks", type=lambda text: names(text, TASKS), default=list(TASKS), help="such as tiny,digits"
+    )
     parser.add_argument("--arms", type=lambda text: names(text, ARMS), default=list(ARMS), help="such as default,inner")
     parser.add_argument("--stage", choices=("tune", "final"), default="final", help="the last one to run")
     parser.add_argument("--jobs", type=int, default=2, help="tasks at a time, each in a process with one thread")
     return parser.parse_args()
 
 
-def names(text: str, known: dict[str, object]) -> list[str]:
+def names(text: str, known: Mapping[str, object]) -> list[str]:
     """Return names between commas.
 
     Raises:

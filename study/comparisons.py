@@ -97,7 +97,9 @@ def _image_sums(arrays: dict[str, np.ndarray]) -> dict[str, MetricSums]:
 
 
 def _dense_sums(arrays: dict[str, np.ndarray]) -> dict[str, MetricSums]:
-    pixels = PixelSums(**{name.removeprefix("pixels/"): of for name, of in arrays.items() if name.startswith("pixels/")})
+    pixels = PixelSums(
+        **{name.removeprefix("pixels/"): of for name, of in arrays.items() if name.startswith("pixels/")}
+    )
     places = {name.removeprefix("places/"): of for name, of in arrays.items() if name.startswith("places/")}
     return pixel_metrics(pixels) | {name: ratio_sums(right, count) for name, (right, count) in places.items()}
 

@@ -131,7 +131,7 @@ def with_noise(labels: Rows, rate: float, *, num_classes: int) -> Rows:
 
 
 def read_tiny(shared: Path, classes: list[str]) -> Part:
-    """Return all images of some classes at half their side by a 2 x 2 box filter, in color, in the order of the names."""
+    """Return all images of some classes, in the order of their names: in color, halved by a 2 x 2 box filter."""
     found: list[tuple[str, bytes]] = []
     with tarfile.open(shared / TINY) as archive:
         for member in archive:

@@ -94,9 +94,7 @@ def kept_answers(measured: Measurement, said: Predictions) -> Answers:
     return {"labels": said.labels, "logits": said.logits, "temperature": temperature, **scores}
 
 
-def _measure_dense(
-    model: DenseModel, config: Config, sets: tuple[str, ...]
-) -> dict[str, tuple[Metrics, Answers]]:
+def _measure_dense(model: DenseModel, config: Config, sets: tuple[str, ...]) -> dict[str, tuple[Metrics, Answers]]:
     ids = {split: list(read_dense_split(PREPARED, split).ids) for split in ("train", "val", *sets)}
     said = {
         split: answer_split({"": model}, split, ids[split], config, device=CPU, has_pixels=split in sets)[""]

@@ -43,4 +43,6 @@ def write_table(rows: Sequence[Row], path: Any) -> None:
 
 def read_table(path: Any) -> list[Row]:
     """Return the rows of a table, each without what is empty."""
-    return [{name: value for name, value in row.items() if value is not None} for row in pq.read_table(path).to_pylist()]
+    return [
+        {name: value for name, value in row.items() if value is not None} for row in pq.read_table(path).to_pylist()
+    ]

@@ -28,8 +28,8 @@ from pipelines.initial_model import create_initial_model
 from pipelines.lineage import git_tags, sha256
 from pipelines.objective import create_loss
 from pipelines.tables import read_csv
-from pipelines.training import CHECKPOINTS, hash_code, train_stage, versions
 from pipelines.tracking.runs import find_run, use_tracking_store
+from pipelines.training import CHECKPOINTS, hash_code, train_stage, versions
 from study.measuring import measure_model, write_answers
 from study.protocol import Row, Trial
 from study.workspace import answers_file, pretrained_weights, write_rows

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def read_rows(task: str, key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def write_rows(task: str, key: str, rows: list[Mapping[str, Any]]) -> None:
+def write_rows(task: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows of a finished trial, whole or not at all."""
     path = trial_file(task, key)
     path.parent.mkdir(parents=True, exist_ok=True)
