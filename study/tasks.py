@@ -51,6 +51,7 @@ def _color(epochs: int) -> dict[str, Any]:
     }
 
 
+GATES = ("thresholds", "min_gain_over_control", "min_gain_over_champion")
 CAMVID = {
     "task": "segmentation",
     "data": {"source": "folder:images", "void_index": 11, "resize_on_prepare": 90},
@@ -71,9 +72,7 @@ CAMVID = {
         "monitor": "val_miou",
     },
     "evaluate": {"robustness": {"images": 0}},
-    "register": {
-        "gate": {"thresholds": {"miou": 0.3}, "min_gain_over_control": {}, "min_gain_over_champion": {}},
-    },
+    "register": {"gate": {name: {"miou": 0.0} for name in GATES}},  # not used, but parameters have to fit together
     "tracking": TRACKING,
 }
 
