@@ -44,9 +44,7 @@ def test_every_arm_has_valid_parameters_on_every_task(task, tmp_path):
 
 def test_a_workspace_keeps_what_a_task_does_not_name(tmp_path):
     write_params(FASHION, tmp_path / "params.yaml")
-    written, ours = (
-        yaml.safe_load(path.read_text()) for path in (tmp_path / "params.yaml", workspace.ROOT / "params.yaml")
-    )
+    written, ours = (yaml.safe_load((folder / "params.yaml").read_text()) for folder in (tmp_path, workspace.ROOT))
     assert written["finetune"] == ours["finetune"] | {"epochs": 15}
     assert written["objective"] == ours["objective"]
     assert written["data"]["source"] == "npz:images"
@@ -61,7 +59,8 @@ def key(arm="default", stage="tune", rate=0.001, seed=0, **changed):
     return make_trial(FASHION, dataclasses.replace(ARMS[arm], **changed), stage, rate, seed).key
 
 
-def test_keys_follow_from_parameters_alone(opened):
+@pytest.mark.usefixtures("opened")
+def test_keys_follow_from_parameters_alone():
     assert key() == key()
     keys = [
         key(),
@@ -91,7 +90,8 @@ def test_the_control_does_not_depend_on_the_objective(opened):
     assert key() != other
 
 
-def test_a_trial_that_has_run_is_found_under_the_present_name_of_its_arm(opened):
+@pytest.mark.usefixtures("opened")
+def test_a_trial_that_has_run_is_found_under_the_present_name_of_its_arm():
     trial = make_trial(FASHION, ARMS["default"], "tune", 0.001, 0)
     assert protocol.find_rows([trial]) == []
     write_rows("fashion", trial.key, [{"task": "fashion", "arm": "former name"}])

@@ -1,0 +1,156 @@
+"""The study, for real, with a small task in a copy of the code: interrupted, gone on, run again, and compared."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from study.results import read_table
+from study.workspace import ROOT
+
+EPOCHS = 4
+DRIVER = f"""
+from dataclasses import replace
+import numpy as np
+from pipelines.stage import run_stage
+from study import protocol, tasks
+from study.images import write_splits
+
+def write_small(folder, shared):
+    generator = np.random.default_rng(0)
+    def part(count):
+        labels = np.arange(count) % 2
+        images = generator.integers(0, 100, (count, 8, 8), dtype=np.uint8)
+        images[labels == 1, :, :4] += 60
+        return images, labels
+    write_splits(folder, {{"train": part(128), "val": part(40), "test": part(40)}}, ["0", "1"])
+
+finetune = {{"epochs": {EPOCHS}, "batch_size": 32}}
+params = {{"data": {{"source": "npz:images"}}, "finetune": finetune, "tracking": {{"experiment": "study"}}}}
+small = replace(tasks.TASKS["digits"], write=write_small, params=params)
+tasks.STUDIED = (small,)
+protocol.RATES, protocol.TUNING_SEEDS, protocol.FINAL_SEEDS = (0.001,), (100,), (0,)
+
+from study.arms import ARMS
+from study.comparisons import update_comparisons
+from study.results import collect
+from study.worker import work
+
+def main():
+    for _ in range(2):
+        work(small, [ARMS["cross_entropy"], ARMS["default"]], has_final=True)
+    print(len(collect()), "rows", flush=True)
+    update_comparisons()
+
+run_stage(main)
+"""
+
+
+def start(root):
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        cwd=root,
+        env=environment | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(is_so, process):
+    while not is_so():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """The copy, and what two processes printed: one that was interrupted, and one that went on."""
+    root = tmp_path_factory.mktemp("study") / "copy"
+    for package in ("grpo_rm", "pipelines", "study"):
+        ignored = shutil.ignore_patterns("work", "*.parquet")
+        shutil.copytree(ROOT / package, root / package, ignore=ignored)
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+    log = root / "study/work/digits/log.txt"
+    first = start(root)
+    wait_until(lambda: log.is_file() and f"epoch 1/{EPOCHS}" in log.read_text(), first)
+    first.send_signal(signal.SIGINT)
+    printed = [first.communicate(timeout=60)]
+    assert first.returncode == 128 + signal.SIGINT, printed
+    second = start(root)
+    printed.append(second.communicate(timeout=120))
+    assert second.returncode == 0, printed
+    return root, printed
+
+
+def test_an_interrupted_trial_goes_on(studied):
+    root, ((_, last_words), _) = studied
+    assert re.search(r"interrupted at step \d+ of 16", last_words)
+    log = (root / "study/work/digits/log.txt").read_text()
+    assert re.search(r"resumes at epoch [2-4], step \d+ of 16", log)
+    assert log.count(f"epoch 1/{EPOCHS}") == 4  # none began twice
+
+
+def test_each_trial_runs_once_and_is_told_of(studied):
+    _, ((first, _), (second, _)) = studied
+    lines = [line for line in (first + second).splitlines() if line.startswith("digits")]
+    told = [re.sub(r"  accuracy.*  (\d of 4), .*", r"  \1", line) for line in lines]
+    assert told == [
+        "digits     tune   cross_entropy  lr 0.001  seed 100  1 of 4",
+        "digits     tune   default        lr 0.001  seed 100  2 of 4",
+        "digits     final  cross_entropy  lr 0.001  seed 0  3 of 4",
+        "digits     final  default        lr 0.001  seed 0  4 of 4",
+    ]
+    assert "4 rows" in second
+
+
+def test_the_table_has_a_row_per_trial(studied):
+    root, _ = studied
+    rows = {(row["stage"], row["arm"]): row for row in read_table(root / "study/results.parquet")}
+    assert len(rows) == 4
+    tuned, final = rows["tune", "default"], rows["final", "default"]
+    assert not any(name.startswith("test/") for name in tuned)
+    assert {"val/accuracy", "test/accuracy", "test/knn_top1_k20_t0.07", "test/ece", "run_id"} <= set(final)
+    assert final["steps"] == 16
+    assert final["curve/step"] == [4, 8, 12, 16]
+    assert json.loads(final["objective"])["rewards"] == {"accuracy": 1.0, "uniformity": 1.0}
+    assert "objective" not in rows["final", "cross_entropy"]
+
+
+def test_answers_are_those_of_the_final_trials_and_are_compared(studied):
+    root, _ = studied
+    rows = read_table(root / "study/results.parquet")
+    finals = {row["arm"]: row for row in rows if row["stage"] == "final"}
+    kept = {path.stem for path in (root / "study/work/digits/answers").glob("*.npz")}
+    assert kept == {row["key"] for row in finals.values()}
+    for row in read_table(root / "study/comparisons.parquet"):
+        metric = f"test/{row['metric']}"
+        difference = finals["default"][metric] - finals["cross_entropy"][metric]
+        assert row["difference"] == pytest.approx(difference, abs=1e-6), metric
+
+
+def test_each_trial_has_one_finished_run_with_what_was_measured(studied):
+    root, _ = studied
+    with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as store:
+        query = (
+            "select experiments.name from experiments join runs using (experiment_id) where runs.status = 'FINISHED'"
+        )
+        assert store.execute(query).fetchall() == [("study",)] * 4
+        measured = "select count(distinct run_uuid) from metrics where key = ?"
+        counts = [store.execute(measured, (key,)).fetchone()[0] for key in ("val/accuracy", "test/accuracy")]
+        assert counts == [4, 2]
+
+
+def test_nothing_large_stays(studied):
+    root, _ = studied
+    assert not list(Path(root, "study/work").rglob("*.safetensors"))
