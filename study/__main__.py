@@ -27,6 +27,8 @@ def main() -> None:
             runnable.append(name)
     try:
         failed = run_workers(runnable, [",".join(options.arms), options.stage], jobs=options.jobs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; `make study` goes on with what is missing") from None
     finally:
         print(f"{len(collect())} rows -> study/results.parquet", flush=True)
     if failed:

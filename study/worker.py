@@ -35,7 +35,7 @@ def main() -> None:
     try:
         work(TASKS[name], [ARMS[arm] for arm in arms.split(",")], has_final=stage == "final")
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"{name}: {interrupt or 'interrupted'}; `make study` goes on") from interrupt
+        raise KeyboardInterrupt(f"{name}: {interrupt or 'interrupted'}") from interrupt
 
 
 def work(task: Task, arms: Sequence[Arm], *, has_final: bool) -> None:
