@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pipelines.lineage import ROOT
-from pipelines.stage import run_stage
+from pipelines.stage import BOUND_VARIABLE, deferred_interrupt, run_stage
+from pipelines.tracking.runs import open_experiment
 from study.arms import ARMS, CONTROL
-from study.comparisons import update_comparisons
 from study.results import collect
-from study.tasks import TASKS
+from study.tasks import EXPERIMENT, TASKS
 from study.workspace import why_skipped
 
 
@@ -25,6 +25,7 @@ def main() -> None:
             print(f"{name}  skipped: {reason}", flush=True)
         else:
             runnable.append(name)
+    open_experiment(EXPERIMENT)  # by one process: two that create the store at once would meet
     try:
         failed = run_workers(runnable, [",".join(options.arms), options.stage], jobs=options.jobs)
     except KeyboardInterrupt:
@@ -34,6 +35,8 @@ def main() -> None:
     if failed:
         raise ChildProcessError(f"{', '.join(failed)} failed: see above, and study/work/TASK/log.txt")
     if CONTROL in options.arms and options.stage == "final":
+        from study.comparisons import update_comparisons  # slow to import
+
         update_comparisons()
 
 
@@ -62,17 +65,20 @@ def names(text: str, known: Mapping[str, object]) -> list[str]:
 
 
 def run_workers(tasks: Sequence[str], arguments: list[str], *, jobs: int) -> list[str]:
-    """Run a process per task, `jobs` at a time; return the tasks whose process failed."""
+    """Run a process per task, `jobs` at a time; return the tasks whose process failed.
+
+    Raises:
+        KeyboardInterrupt: After all processes have kept where they are, and ended.
+    """
     waiting, running, failed = list(tasks), dict[str, subprocess.Popen[bytes]](), list[str]()
-    try:
-        while waiting or running:
+    with deferred_interrupt() as is_interrupted:
+        while (waiting or running) and not is_interrupted():
             while waiting and len(running) < jobs:
                 task = waiting.pop(0)
                 running[task] = start_worker(task, arguments)
             time.sleep(0.2)
             ended = [task for task, process in running.items() if process.poll() is not None]
             failed += [task for task in ended if running.pop(task).returncode]
-    finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
@@ -83,7 +89,8 @@ def run_workers(tasks: Sequence[str], arguments: list[str], *, jobs: int) -> lis
 def start_worker(task: str, arguments: list[str]) -> "subprocess.Popen[bytes]":
     """Start the process of a task, with one thread: as many as processes would be slower for models this small."""
     command = [sys.executable, "-m", "study.worker", task, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", BOUND_VARIABLE: str(os.getpid())}
+    return subprocess.Popen(command, cwd=ROOT, env=environment)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pipelines.lineage import ROOT
 from study.arms import ARMS
 from study.protocol import Row, finished_trials
 from study.tasks import STUDIED
-from study.workspace import MANIFEST, WORK
+from study.workspace import is_open
 
 RESULTS = ROOT / "study/results.parquet"
 
@@ -21,7 +21,7 @@ def collect() -> list[Row]:
     Tasks that have no workspace on this machine keep the rows that the table had; the others are written anew, so what
     is not planned any more disappears.
     """
-    here = [task for task in STUDIED if (WORK / task.name / MANIFEST).is_file()]
+    here = [task for task in STUDIED if is_open(task)]
     replaced = {name for task in here for name in (task.name, task.shifted)}
     kept = [row for row in read_results() if row["task"] not in replaced]
     rows = kept + [row for task in here for arm in ARMS.values() for row in finished_trials(task, arm)]

@@ -33,7 +33,8 @@ class Task:
 
 
 NPZ = {"source": "npz:images"}
-TRACKING = {"experiment": "study", "system_metrics_interval": 10}
+EXPERIMENT = "study"
+TRACKING = {"experiment": EXPERIMENT, "system_metrics_interval": 10}
 
 
 def _gray(epochs: int) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def run_trial(trial: Trial) -> Row:
     except FloatingPointError as error:  # a result, too: such a rate is not chosen
         row |= {"error": str(error), "seconds": time.monotonic() - started}
         write_rows(trial.task.name, trial.key, [row])
+        shutil.rmtree(CHECKPOINTS / "trial" / trial.key)
         return row
     row |= {"seconds_training": time.monotonic() - started, **read_curve(output / "curve.csv")}
     rows = measured_rows(trial, load_model(output), row)

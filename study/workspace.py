@@ -97,6 +97,12 @@ def pretrained_weights(task: Task) -> Path | None:
     return WORK / task.start / PRETRAINED / "model.safetensors" if task.start else None
 
 
+def is_open(task: Task) -> bool:
+    """Whether the workspace has all that trials start from."""
+    weights = pretrained_weights(task)
+    return (WORK / task.name / MANIFEST).is_file() and (weights is None or weights.is_file())
+
+
 def trial_file(task: str, key: str) -> Path:
     """Return where the rows of a trial are."""
     return WORK / task / "trials" / f"{key}.json"

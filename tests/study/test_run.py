@@ -15,7 +15,7 @@ import pytest
 from study.results import read_table
 from study.workspace import ROOT
 
-EPOCHS = 4
+EPOCHS = 3
 DRIVER = f"""
 from dataclasses import replace
 import numpy as np
@@ -33,7 +33,7 @@ def write_small(folder, shared):
     write_splits(folder, {{"train": part(128), "val": part(40), "test": part(40)}}, ["0", "1"])
 
 finetune = {{"epochs": {EPOCHS}, "batch_size": 32}}
-params = {{"data": {{"source": "npz:images"}}, "finetune": finetune, "tracking": {{"experiment": "study"}}}}
+params = {{"data": tasks.NPZ, "encoder": {{"image_size": 16}}, "finetune": finetune, "tracking": tasks.TRACKING}}
 small = replace(tasks.TASKS["digits"], write=write_small, params=params)
 tasks.STUDIED = (small,)
 protocol.RATES, protocol.TUNING_SEEDS, protocol.FINAL_SEEDS = (0.001,), (100,), (0,)
@@ -89,9 +89,9 @@ def studied(tmp_path_factory):
 def test_an_interrupted_trial_goes_on(studied):
     root, done = studied
     assert "ended with 130" in done.stdout
-    assert re.search(r"interrupted at step \d+ of 16", done.stderr)
+    assert re.search(r"interrupted at step \d+ of 12", done.stderr)
     log = (root / "study/work/digits/log.txt").read_text()
-    assert re.search(r"resumes at epoch [2-4], step \d+ of 16", log)
+    assert re.search(r"resumes at epoch [23], step \d+ of 12", log)
     assert log.count(f"epoch 1/{EPOCHS}") == 4  # none began twice
 
 
@@ -115,8 +115,8 @@ def test_the_table_has_a_row_per_trial(studied):
     tuned, final = rows["tune", "default"], rows["final", "default"]
     assert not any(name.startswith("test/") for name in tuned)
     assert {"val/accuracy", "test/accuracy", "test/knn_top1_k20_t0.07", "test/ece", "run_id"} <= set(final)
-    assert final["steps"] == 16
-    assert final["curve/step"] == [4, 8, 12, 16]
+    assert final["steps"] == 12
+    assert final["curve/step"] == [4, 8, 12]
     assert json.loads(final["objective"])["rewards"] == {"accuracy": 1.0, "uniformity": 1.0}
     assert "objective" not in rows["final", "cross_entropy"]
 
