@@ -17,7 +17,9 @@ from grpo_rm.datasets import Batch, read_ids
 from grpo_rm.dense_datasets import read_dense_split
 from grpo_rm.dense_model import DenseModel
 from grpo_rm.evaluation.corruptions import CORRUPTIONS, corrupt
-from grpo_rm.evaluation.measurement import Measurement, measure
+from grpo_rm.evaluation.measurement import Measurement, is_of_encoder, measure
+from grpo_rm.evaluation.pixels import PixelSums
+from grpo_rm.evaluation.resampling import MetricSums
 from grpo_rm.inference import Predictions, predict
 from grpo_rm.model import Model, ModelConfig, VisionModel
 from pipelines.batches import PREPARED, evaluation_batches
@@ -109,14 +111,15 @@ def _measure_dense(model: DenseModel, config: Config, sets: tuple[str, ...]) -> 
             {"test": ids[name]}, {"test": pixels}, {"test": place_ids}, of_others | {"test": places}
         )
         measured = segmentation.measure(answers, [], config, has_encoder=True)
-        of_places = {
-            f"places/{metric}": sums.terms.toarray()
-            for metric, sums in measured.sums[TEST].items()
-            if metric.startswith(("knn_", "linear_probe_"))
-        }
-        arrays = {f"pixels/{field.name}": getattr(pixels.sums, field.name) for field in fields(pixels.sums)}
-        results[name] = measured.metrics, arrays | of_places
+        results[name] = measured.metrics, kept_dense_answers(pixels.sums, measured.sums[TEST])
     return results
+
+
+def kept_dense_answers(pixels: PixelSums, sums: Mapping[str, MetricSums]) -> Answers:
+    """Return what the pixels of each image add to the metrics, and right places and all places of each, by metric."""
+    arrays = {f"pixels/{field.name}": getattr(pixels, field.name) for field in fields(pixels)}
+    of_places = {name: metric.terms.toarray() for name, metric in sums.items() if is_of_encoder(name)}
+    return arrays | {f"places/{name}": terms for name, terms in of_places.items()}
 
 
 def write_answers(path: Path, answers: Mapping[str, Any]) -> None:
