@@ -109,19 +109,20 @@ def initial_model(config: Config, weights: Path | None) -> VisionModel:
 
 def measured_rows(trial: Trial, model: VisionModel, row: Row) -> list[Row]:
     """Return the row of the trial, and one of the same model on shifted test images; answers are written."""
-    shifted = trial.task.shifted if trial.stage == "final" else None
-    sets = ("val", *(["test"] if trial.stage == "final" else []), *(["shifted"] if shifted else []))
-    measured = measure_model(model, load_config(), sets)
-    val = {f"val/{name}": value for name, value in measured["val"][0].items()}
-    rows = [row | val]
-    for name, task in (("test", trial.task.name), ("shifted", shifted)):
-        if name in measured and task:
-            metrics, answers = measured[name]
-            of_test = {f"test/{metric}": value for metric, value in metrics.items()}
-            rows = rows[1:] if name == "test" else rows
-            rows.append(row | val | of_test | {"task": task})
-            write_answers(answers_file(task, trial.key), answers)
-    return rows
+    tasks = {"val": trial.task.name}  # by the set that is measured
+    if trial.stage == "final":
+        tasks |= {"test": trial.task.name} | ({"shifted": trial.task.shifted} if trial.task.shifted else {})
+    measured = measure_model(model, load_config(), tuple(tasks))
+    shared = row | _prefixed("val", measured.pop("val")[0])
+    rows = []
+    for name, (metrics, answers) in measured.items():
+        write_answers(answers_file(tasks[name], trial.key), answers)
+        rows.append(shared | {"task": tasks[name]} | _prefixed("test", metrics))
+    return rows or [shared]
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, float]) -> Row:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def describe(trial: Trial) -> Row:
