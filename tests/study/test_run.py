@@ -34,8 +34,8 @@ def write_small(folder, shared):
 
 finetune = {{"epochs": {EPOCHS}, "batch_size": 32}}
 params = {{"data": tasks.NPZ, "encoder": {{"image_size": 16}}, "finetune": finetune, "tracking": tasks.TRACKING}}
-small = replace(tasks.TASKS["digits"], write=write_small, params=params)
-tasks.STUDIED = (small,)
+small = replace(tasks.TASKS["digits"], write=write_small, params=params, shifted="shifted")
+tasks.STUDIED, tasks.NAMES = (small,), ("digits", "shifted")
 protocol.RATES, protocol.TUNING_SEEDS, protocol.FINAL_SEEDS = (0.001,), (100,), (0,)
 
 from study.arms import ARMS
@@ -105,12 +105,16 @@ def test_each_trial_runs_once_and_is_told_of(studied):
         "digits     final  cross_entropy  lr 0.001  seed 0  3 of 4",
         "digits     final  default        lr 0.001  seed 0  4 of 4",
     ]
-    assert "4 rows" in done.stdout
+    assert "6 rows" in done.stdout  # two are of the final models on shifted images
+
+
+def rows_of(root, task):
+    rows = [row for row in read_table(root / "study/results.parquet") if row["task"] == task]
+    return {(row["stage"], row["arm"]): row for row in rows}
 
 
 def test_the_table_has_a_row_per_trial(studied):
-    root, _ = studied
-    rows = {(row["stage"], row["arm"]): row for row in read_table(root / "study/results.parquet")}
+    rows = rows_of(studied[0], "digits")
     assert len(rows) == 4
     tuned, final = rows["tune", "default"], rows["final", "default"]
     assert not any(name.startswith("test/") for name in tuned)
@@ -121,13 +125,23 @@ def test_the_table_has_a_row_per_trial(studied):
     assert "objective" not in rows["final", "cross_entropy"]
 
 
-def test_answers_are_those_of_the_final_trials_and_are_compared(studied):
+def test_the_final_models_on_shifted_images_are_a_task_of_their_own(studied):
+    clean, shifted = (rows_of(studied[0], task) for task in ("digits", "shifted"))
+    assert set(shifted) == {("final", "cross_entropy"), ("final", "default")}
+    for name, row in shifted.items():
+        assert (row["key"], row["run_id"]) == (clean[name]["key"], clean[name]["run_id"])
+        assert row["test/nll"] != clean[name]["test/nll"]
+
+
+@pytest.mark.parametrize("task", ["digits", "shifted"])
+def test_answers_are_those_of_the_final_trials_and_are_compared(studied, task):
     root, _ = studied
-    rows = read_table(root / "study/results.parquet")
-    finals = {row["arm"]: row for row in rows if row["stage"] == "final"}
-    kept = {path.stem for path in (root / "study/work/digits/answers").glob("*.npz")}
+    finals = {arm: row for (stage, arm), row in rows_of(root, task).items() if stage == "final"}
+    kept = {path.stem for path in (root / f"study/work/{task}/answers").glob("*.npz")}
     assert kept == {row["key"] for row in finals.values()}
-    for row in read_table(root / "study/comparisons.parquet"):
+    compared = [row for row in read_table(root / "study/comparisons.parquet") if row["task"] == task]
+    assert compared
+    for row in compared:
         metric = f"test/{row['metric']}"
         difference = finals["default"][metric] - finals["cross_entropy"][metric]
         assert row["difference"] == pytest.approx(difference, abs=1e-6), metric
