@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pipelines.lineage import ROOT
 from pipelines.stage import BOUND_VARIABLE, deferred_interrupt, run_stage
 from pipelines.tracking.runs import open_experiment
-from study.arms import ARMS, CONTROL
+from study.arms import ARMS
 from study.results import collect
 from study.tasks import EXPERIMENT, TASKS
 from study.workspace import why_skipped
@@ -34,7 +34,7 @@ def main() -> None:
         print(f"{len(collect())} rows -> study/results.parquet", flush=True)
     if failed:
         raise ChildProcessError(f"{', '.join(failed)} failed: see above, and study/work/TASK/log.txt")
-    if CONTROL in options.arms and options.stage == "final":
+    if options.stage == "final":
         from study.comparisons import update_comparisons  # slow to import
 
         update_comparisons()
