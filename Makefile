@@ -43,6 +43,9 @@ MODEL ?= models:/$(or $(shell sed -n 's/^  "name": "\(.*\)",$$/\1/p' reports/reg
 serve: $(READY)  ## serve the champion and follow it (MODEL=models:/NAME@ALIAS or a file, INDEX=indexes, GRPO_RM_PORT=8000)
 	@exec python -m serving --model "$(MODEL)" $(if $(INDEX),--index "$(INDEX)")
 
+study: $(READY)  ## run what is missing of the experiments of docs/experiments.md (hours; it goes on where it stopped)
+	@python -m study
+
 bench: $(READY)  ## measure what docs/benchmarks.md reports (three quarters of an hour on a quiet machine)
 	@python -m benchmarks.pipeline
 	@python -m benchmarks.serving
@@ -74,4 +77,4 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-.PHONY: help pipeline test slow check ui schedule serve bench lock containers setup
+.PHONY: help pipeline test slow check ui schedule serve study bench lock containers setup

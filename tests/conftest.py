@@ -151,6 +151,7 @@ ORDER = (
     "service/test_flow",
     "service/test_work_pools",
     "unit/",
+    "study/",
     "serving/",
     "service/test_webhook",
     "service/",

@@ -1,0 +1,1 @@
+"""Does GRPO-RM beat cross-entropy? Tasks x arms x learning rates x seeds; see docs/experiments.md."""

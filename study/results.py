@@ -1,0 +1,48 @@
+"""All rows in one tidy table, study/results.parquet: a row per trial, metrics as columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.lineage import ROOT
+from study.arms import ARMS
+from study.protocol import Row, finished_trials
+from study.tasks import STUDIED
+from study.workspace import is_open
+
+RESULTS = ROOT / "study/results.parquet"
+
+
+def collect() -> list[Row]:
+    """Write the rows of all planned trials that have been run, and return them.
+
+    Tasks that have no workspace on this machine keep the rows that the table had; the others are written anew, so what
+    is not planned any more disappears.
+    """
+    here = [task for task in STUDIED if is_open(task)]
+    replaced = {name for task in here for name in (task.name, task.shifted)}
+    kept = [row for row in read_results() if row["task"] not in replaced]
+    rows = kept + [row for task in here for arm in ARMS.values() for row in finished_trials(task, arm)]
+    if rows:
+        write_table(rows, RESULTS)
+    return rows
+
+
+def read_results() -> list[Row]:
+    """Return the rows of the table; none where there is none. A row lacks what is empty."""
+    return read_table(RESULTS) if RESULTS.is_file() else []
+
+
+def write_table(rows: Sequence[Row], path: Any) -> None:
+    """Write rows; a column that not all of them have is empty where it is missing."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), path, compression="zstd")
+
+
+def read_table(path: Any) -> list[Row]:
+    """Return the rows of a table, each without what is empty."""
+    return [
+        {name: value for name, value in row.items() if value is not None} for row in pq.read_table(path).to_pylist()
+    ]
