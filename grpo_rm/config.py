@@ -266,7 +266,7 @@ class Objective(_Block):
     entropy_weight: NonNegative
     supervised_weight: NonNegative
     neighbor_weight: NonNegative
-    neighbor_images: Count
+    neighbor_memory: Count
     neighbor_temperature: Positive
 
     @field_validator("rewards")

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from grpo_rm.devices import Processes
 from grpo_rm.loss_statistics import add_up
 from grpo_rm.losses import Loss
-from grpo_rm.memory import Memory
+from grpo_rm.memory import Memory, Places
 from grpo_rm.model import VisionModel
 from grpo_rm.recipe import Recipe, create_optimizer, create_schedule, set_training_mode
 from grpo_rm.sites import Aggregation, Sites, site_count, site_weights, valid_sites
@@ -42,9 +42,11 @@ class _Part:
     labels: Tensor
     targets: Tensor
     weights: Tensor
+    place_targets: Tensor | None = None  # of what is remembered, and how much it counts
+    place_weights: Tensor | None = None
     old_logits: Tensor | None = None
     reference_logits: Tensor | None = None
-    embeddings: Tensor | None = None  # of the last step on it
+    embeddings: Tensor | None = None  # of the places, in the last step
 
 
 class Learner:
@@ -62,7 +64,7 @@ class Learner:
         old_policy_steps: The old policy is a snapshot of the model, renewed every this many batches. With 1 there is
             none: it is the present policy, or with `recipe.num_iterations` the one before the first step of a batch.
         use_reference: Compare with a frozen copy of the initial model.
-        memory_size: How many images to remember, for `neighbor_loss`; 0 for none.
+        memory_size: How many places to remember, for `neighbor_loss`; 0 for none.
 
     Raises:
         ValueError: The recipe asks for what there is not, or for another precision than the accelerator has.
@@ -186,12 +188,21 @@ class Learner:
         device = self.accelerator.device
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         targets = self.task.site_targets(labels)
+        tensors = [images, labels, targets, self._weights(targets)]
+        if self.memory is not None:
+            place_targets = self.task.place_targets(labels)
+            tensors += [place_targets, self._weights(place_targets)]
+        cut = [tensor.tensor_split(self.recipe.accumulation) for tensor in tensors]
+        return [_Part(*part) for part in zip(*cut, strict=True) if len(part[0])]
+
+    def _weights(self, targets: Tensor) -> Tensor:
+        """Return how much each site of the batch counts."""
         valid = valid_sites(targets)
         count = self.processes.sum(site_count(valid, self.aggregation))
         # gradients and statistics are averaged over the processes, so each has to count as many times
-        weights = self._weigh(site_weights(valid, self.aggregation, count=count), targets) * self.processes.count
-        cut = [tensor.tensor_split(self.recipe.accumulation) for tensor in (images, labels, targets, weights)]
-        return [_Part(*part) for part in zip(*cut, strict=True) if len(part[0])]
+        weights: Tensor = self._weigh(site_weights(valid, self.aggregation, count=count), targets)
+        weights *= self.processes.count
+        return weights
 
     def _weigh(self, weights: Tensor, targets: Tensor) -> Tensor:
         """Let each site count by its class, and all of the batch together as much as before: statistics stay means."""
@@ -240,16 +251,22 @@ class Learner:
             for one in (logits, part.old_logits, part.reference_logits)
         )
         assert now is not None
+        return Sites(now, part.targets, part.weights, old, reference, self._places(part, embeddings))
+
+    def _places(self, part: _Part, embeddings: Tensor) -> Places | None:
         if self.memory is None:
-            return Sites(now, part.targets, part.weights, old, reference)
-        part.embeddings = embeddings.detach()
-        return Sites(now, part.targets, part.weights, old, reference, embeddings, self.memory)
+            return None
+        assert part.place_targets is not None
+        assert part.place_weights is not None
+        chosen = self.task.place_embeddings(embeddings)
+        part.embeddings = chosen.detach()
+        return Places(chosen, part.place_targets, part.place_weights, self.memory)
 
     def _remember(self, parts: list[_Part]) -> None:
         """Remember the batch, of all processes."""
         if self.memory is not None:
-            embeddings = torch.cat([part.embeddings.float() for part in parts if part.embeddings is not None])
-            targets = torch.cat([part.targets for part in parts])
+            embeddings = torch.cat([part.embeddings for part in parts if part.embeddings is not None])
+            targets = torch.cat([part.place_targets for part in parts if part.place_targets is not None])
             self.memory.add(self.processes.join(embeddings), self.processes.join(targets))
 
     def _logits(self, model: VisionModel, images: Tensor) -> Tensor:

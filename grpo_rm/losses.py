@@ -55,7 +55,7 @@ class Objective:
         beta: Weight of KL(pi || reference).
         entropy_weight: Weight of the entropy, as a bonus.
         supervised_weight: Weight of cross-entropy, which is over all outputs whatever the candidates.
-        neighbor_weight: Weight of `neighbor_loss` over K, for which a trainer has to remember images; 0 for none.
+        neighbor_weight: Weight of `neighbor_loss` over K, for which a trainer has to remember places; 0 for none.
         neighbor_temperature: See `neighbor_loss`.
 
     Raises:
@@ -182,12 +182,9 @@ class GrpoRmLoss:
         output, weight = self._at_head(sites), self.objective.neighbor_weight
         if weight == 0:
             return output
-        if sites.embeddings is None or sites.memory is None:
-            raise ValueError(
-                f"neighbor_weight is {weight} and the sites have no embeddings or no memory, expected both"
-            )
-        temperature = self.objective.neighbor_temperature
-        near = neighbor_loss(sites.embeddings, sites.targets, sites.weights, sites.memory, temperature=temperature)
+        if sites.places is None:
+            raise ValueError(f"neighbor_weight is {weight} and the sites have no places, expected what is remembered")
+        near = neighbor_loss(sites.places, temperature=self.objective.neighbor_temperature)
         # the class term is a mean over K outputs: a K-th of cross-entropy, where the advantages are not scaled
         return LossOutput(output.loss + weight / sites.logits.shape[1] * near.loss, output.stats | near.stats)
 

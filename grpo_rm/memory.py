@@ -1,6 +1,6 @@
-"""The images that were last learned from: what their embeddings were, and their labels."""
+"""What was last learned from: embeddings and labels of places. A place is an image, or a site of a dense task."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,27 +15,32 @@ class Memory:
 
     Args:
         size: The greatest M.
+
+    Raises:
+        ValueError: The size is below 1.
     """
 
     def __init__(self, size: int) -> None:
         if size < 1:
-            raise ValueError(f"size is {size}, expected at least 1 image to remember")
+            raise ValueError(f"size is {size}, expected at least 1 place to remember")
         self.size = size
         self.embeddings, self.labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
-        """Return M, how many images there are."""
+        """Return M, how many places there are."""
         return len(self.labels)
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Remember images, and forget the oldest where there are too many.
+        """Remember places, and forget the oldest where there are too many.
 
         Args:
-            embeddings: (N, D).
-            labels: (N,) integers, or (N, K) bool; an image without a label is not remembered.
+            embeddings: (..., D).
+            labels: (...) integers, or (..., K) bool; a place without a label is not remembered.
         """
+        embeddings = embeddings.detach().float().flatten(0, -2)
+        labels = labels.flatten(0, -2) if labels.dtype == torch.bool else labels.flatten()
         has_label = labels.any(dim=1) if labels.ndim == 2 else labels >= 0
-        embeddings, labels = embeddings.detach().float()[has_label], labels[has_label]
+        embeddings, labels = embeddings[has_label], labels[has_label]
         if len(self):
             embeddings, labels = torch.cat([self.embeddings, embeddings]), torch.cat([self.labels, labels])
         self.embeddings, self.labels = embeddings[-self.size :], labels[-self.size :]
@@ -47,3 +52,19 @@ class Memory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state."""
         self.embeddings, self.labels = state["embeddings"], state["labels"]
+
+
+class Places(NamedTuple):
+    """Where a loss looks at embeddings.
+
+    Attributes:
+        embeddings: (..., D).
+        targets: (...) labels, below 0 where there is none; or (..., K) bool, for each output whether it is a label.
+        weights: (...) float32: how much each place counts.
+        memory: What is remembered.
+    """
+
+    embeddings: Tensor
+    targets: Tensor
+    weights: Tensor
+    memory: Memory

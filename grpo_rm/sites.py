@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_rm.memory import Memory
+from grpo_rm.memory import Places
 
 MANY_OUTPUTS = 64  # of a site, next to each other in memory: as fast as sites next to each other
 
@@ -26,8 +26,7 @@ class Sites(NamedTuple):
         weights: (B,) or (B, *space) float32: how much each site counts; 0 where it does not. See `site_weights`.
         old_logits: Of the old policy, shaped as `logits`; None where it is the present one.
         reference_logits: Of the frozen reference, shaped as `logits`.
-        embeddings: (B, D) of the images, for a loss that looks at them.
-        memory: The images that were last learned from, for such a loss.
+        places: What the embedding says at some places, and what is remembered, for a loss that looks there.
     """
 
     logits: Tensor
@@ -35,8 +34,7 @@ class Sites(NamedTuple):
     weights: Tensor
     old_logits: Tensor | None = None
     reference_logits: Tensor | None = None
-    embeddings: Tensor | None = None
-    memory: Memory | None = None
+    places: Places | None = None
 
 
 def valid_sites(targets: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What training has to know of a task: where the policy chooses, and how it is validated."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,12 +14,15 @@ from grpo_rm.devices import Processes
 from grpo_rm.recipe import Recipe
 from grpo_rm.validation import Validator
 
+PLACES_PER_SIDE = 8  # of an image, where its embeddings are compared
+
 
 @dataclass(frozen=True)
 class Classification:
     """The policy chooses once per image."""
 
     uses_all_weights = True
+    places_per_image = 1
 
     def site_targets(self, labels: Tensor) -> Tensor:
         """Return the labels of the sites: those of the images, (B,) or (B, K)."""
@@ -31,6 +35,14 @@ class Classification:
     def weigh(self, weights: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         """Return how much each site counts by its class, of `site_weights`: the same."""
         return weights
+
+    def place_targets(self, labels: Tensor) -> Tensor:
+        """Return the labels of the places where embeddings are compared: those of the images."""
+        return labels
+
+    def place_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Return the embeddings there: those of the images, (B, D)."""
+        return embeddings
 
     def create_validator(
         self,
@@ -62,6 +74,7 @@ class Segmentation:
     class_weights: Tensor | None = None
     window: int | None = None
     uses_all_weights = False  # some encoders have weights that the chosen strides do not depend on
+    places_per_image = PLACES_PER_SIDE**2
 
     def site_targets(self, masks: Tensor) -> Tensor:
         """Bring masks (B, H, W) to the sites, (B, h, w): see `dense_sites.site_targets`."""
@@ -77,6 +90,22 @@ class Segmentation:
             return weights
         return weights * self.class_weights.to(weights.device)[targets.clamp(min=0)]
 
+    def place_targets(self, masks: Tensor) -> Tensor:
+        """Return the labels of the places where embeddings are compared: some at the model's stride, evenly spread.
+
+        Args:
+            masks: (B, H, W).
+
+        Returns:
+            (B, p, q), neither more than `PLACES_PER_SIDE`.
+        """
+        targets = site_targets(masks, self.stride)
+        return _spread(_spread(targets, 1), 2)
+
+    def place_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Return the embeddings there, of (B, D, h, w): (B, p, q, D)."""
+        return _spread(_spread(embeddings, 2), 3).movedim(1, -1)
+
     def create_validator(
         self,
         val: EvaluationBatches,
@@ -89,6 +118,12 @@ class Segmentation:
     ) -> Validator:
         """Return what measures a model while it trains; see `DenseValidator`."""
         return DenseValidator(val, None, recipe, processes, device=device, pause=pause, window=self.window)
+
+
+def _spread(values: Tensor, dim: int) -> Tensor:
+    """Take at most `PLACES_PER_SIDE` of a dimension, as far from each other as from its ends."""
+    step = math.ceil(values.shape[dim] / PLACES_PER_SIDE)
+    return values.index_select(dim, torch.arange(step // 2, values.shape[dim], step, device=values.device))
 
 
 Task = Classification | Segmentation

@@ -42,7 +42,6 @@ def _of_dense_tasks(config: "Config") -> dict[tuple[str, ...], str]:
         ("evaluate", "robustness", "images"): (bool(images := config.evaluate.robustness.images), f"{images}", 0),
         ("evaluate", "extra_sets"): (bool(sets := config.evaluate.extra_sets), ", ".join(sets), "{}"),
         ("encoder", "head"): (config.encoder.head != "linear", config.encoder.head, "linear (see segmentation.head)"),
-        ("objective", "neighbor_weight"): (bool(weight := config.objective.neighbor_weight), f"{weight:g}", 0),
         ("export", "int8"): (config.export.int8, "true", "false"),
     }
     return {

@@ -119,7 +119,7 @@ class Trainer:
             aggregation=aggregation,
             old_policy_steps=old_policy_steps,
             use_reference=use_reference,
-            memory_size=min(memory_size, len(train) * train.batch_size),
+            memory_size=min(memory_size, len(train) * train.batch_size * task.places_per_image),
         )
         self.processes, self.should_stop = self.learner.processes, should_stop
         self.on_step, self.on_epoch = on_step or _ignore, on_epoch or _ignore

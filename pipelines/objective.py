@@ -23,7 +23,7 @@ from grpo_rm.rewards import (
 )
 from pipelines.batches import evaluation_batches
 
-OF_THE_TRAINER = {"rewards", "cost_matrix", "aggregation", "refresh", "neighbor_images"}
+OF_THE_TRAINER = {"rewards", "cost_matrix", "aggregation", "refresh", "neighbor_memory"}
 
 
 def create_loss(settings: config.Objective, model: VisionModel, accelerator: Accelerator) -> GrpoRmLoss:

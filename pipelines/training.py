@@ -117,7 +117,7 @@ def _objective_options(objective: Objective | None, *, batches_per_epoch: int) -
         "aggregation": objective.aggregation,
         "old_policy_steps": batches_per_epoch if objective.refresh == "epoch" else objective.refresh,
         "use_reference": objective.beta > 0,
-        "memory_size": objective.neighbor_images if objective.neighbor_weight > 0 else 0,
+        "memory_size": objective.neighbor_memory if objective.neighbor_weight > 0 else 0,
     }
 
 

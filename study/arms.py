@@ -23,13 +23,15 @@ class Arm:
 CONTROL = "cross_entropy"
 BOTH = {"accuracy": 1.0, "uniformity": 1.0}
 POLICY = {"weighting": "policy", "statistics": "policy"}
+UNSCALED = {"scale": "none"}
 ARMS = {
     arm.name: arm
     for arm in (
         Arm(CONTROL, None),
-        Arm("default", {}),
+        Arm("neighbors", UNSCALED | {"neighbor_weight": 4.0}),
+        Arm("scaled", {"rewards": BOTH, "scale": "group", "eps": 0.01}),
+        Arm("unscaled", UNSCALED),
         Arm("literal", {"rewards": BOTH, "scale": "group", "eps": 1e-4}),
-        Arm("unscaled", {"scale": "none"}),
         Arm("policy", POLICY),
         Arm("wide_eps", {"scale": "group", "eps": 0.1}),
         Arm("accuracy_only", {"rewards": {"accuracy": 1.0}}),

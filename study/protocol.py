@@ -22,8 +22,7 @@ from study.workspace import MANIFEST, WORK, pretrained_weights, read_rows, trial
 Row = dict[str, Any]
 Stage = Literal["tune", "final"]
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS = (100,)
 FINAL_SEEDS = (0, 1, 2, 3, 4)
 EMBEDDING_CRITERIA = ("knn_top1_k20_t0.07", "linear_probe_top1")
 
@@ -52,14 +51,14 @@ class Trial:
         return self.config.finetune.learning_rate
 
 
-def head_criterion(task: str) -> str:
-    """Return the metric of the head, by the `task` of params.yaml."""
-    return "miou" if task == "segmentation" else "accuracy"
+def head_criterion(task: Task) -> str:
+    """Return the metric of the head."""
+    return "miou" if task.params.get("task") == "segmentation" else "accuracy"
 
 
 def tuning_trials(task: Task, arm: Arm) -> list[Trial]:
     """Return the trials that choose the arm's rate; the workspace is there."""
-    return [make_trial(task, arm, "tune", rate, seed) for rate in RATES for seed in TUNING_SEEDS]
+    return [make_trial(task, arm, "tune", rate, seed) for rate in task.rates for seed in TUNING_SEEDS]
 
 
 def final_trials(task: Task, arm: Arm, rate: float) -> list[Trial]:
@@ -70,7 +69,7 @@ def final_trials(task: Task, arm: Arm, rate: float) -> list[Trial]:
 def finished_trials(task: Task, arm: Arm) -> list[Row]:
     """Return the rows of all trials that are planned now and have been run."""
     tuned = find_rows(tuning_trials(task, arm))
-    rate = choose_rate(tuned, head_criterion(load_config(WORK / task.name / "params.yaml").task))
+    rate = choose_rate(tuned, task)
     return tuned + (find_rows(final_trials(task, arm, rate)) if rate is not None else [])
 
 
@@ -84,15 +83,15 @@ def find_rows(trials: Iterable[Trial]) -> list[Row]:
     ]
 
 
-def choose_rate(rows: Sequence[Mapping[str, Any]], head: str) -> float | None:
+def choose_rate(rows: Sequence[Mapping[str, Any]], task: Task) -> float | None:
     """Return the rate of the highest mean criterion, the lower of equal ones; None where trials are missing.
 
     A rate with a training that diverged is out; None too where that is true of all.
     """
-    if len({row["key"] for row in rows}) < len(RATES) * len(TUNING_SEEDS):
+    if len({row["key"] for row in rows}) < len(task.rates) * len(TUNING_SEEDS):
         return None
-    metrics = [f"val/{name}" for name in (head, *EMBEDDING_CRITERIA)]
-    of_rate: dict[float, list[float]] = {rate: [] for rate in RATES}
+    metrics = [f"val/{name}" for name in (head_criterion(task), *EMBEDDING_CRITERIA)]
+    of_rate: dict[float, list[float]] = {rate: [] for rate in task.rates}
     for row in rows:
         of_rate[row["learning_rate"]].append(statistics.mean(row.get(name, float("-inf")) for name in metrics))
     means = {rate: statistics.mean(values) for rate, values in of_rate.items()}

@@ -21,6 +21,7 @@ class Task:
         needs: What the shared data must have.
         start: The workspace with the pretrained model that trainings start from; None: weights drawn by their seed.
         shifted: Name of the task that is the same models on corrupted test images; None: there is none.
+        rates: The learning rates that every arm is tuned over.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Task:
     needs: tuple[str, ...] = ()
     start: str | None = None
     shifted: str | None = None
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 NPZ = {"source": "npz:images"}
@@ -139,6 +141,7 @@ STUDIED = (
         images.link_camvid,
         needs=("camvid",),
         start="camvid",
+        rates=(1e-4, 3e-4, 1e-3, 3e-3),
     ),
 )
 TASKS = {task.name: task for task in STUDIED}

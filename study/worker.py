@@ -15,7 +15,6 @@ from study.arms import ARMS, Arm
 from study.protocol import (
     EMBEDDING_CRITERIA,
     FINAL_SEEDS,
-    RATES,
     TUNING_SEEDS,
     Row,
     Trial,
@@ -48,7 +47,7 @@ def work(task: Task, arms: Sequence[Arm], *, has_final: bool) -> None:
         with contextlib.chdir(folder):
             tuning = {arm.name: tuning_trials(task, arm) for arm in arms}
             finals = len(FINAL_SEEDS) * len(arms) if has_final else 0
-            progress = Progress(task, total=len(RATES) * len(TUNING_SEEDS) * len(arms) + finals)
+            progress = Progress(task, total=len(task.rates) * len(TUNING_SEEDS) * len(arms) + finals)
             for arm in arms:
                 progress.run(tuning[arm.name])
             for arm in arms if has_final else ():
@@ -57,7 +56,7 @@ def work(task: Task, arms: Sequence[Arm], *, has_final: bool) -> None:
 
 def chosen_trials(task: Task, arm: Arm, tuning: Sequence[Trial]) -> list[Trial]:
     """Return the final trials of an arm; none, with a message, where no rate can be trained with."""
-    rate = choose_rate(find_rows(tuning), head_criterion(tuning[0].config.task))
+    rate = choose_rate(find_rows(tuning), task)
     if rate is None:
         print(f"{task.name}  {arm.name}  left out: with every rate a training diverged", flush=True)
         return []
@@ -94,7 +93,7 @@ class Progress:
         """Return what is said of a finished trial."""
         seconds = (time.monotonic() - self.started) / self.run_here
         left = f"about {seconds * (self.total - self.done) / 60:.0f} min left"
-        names = (head_criterion(trial.config.task), *EMBEDDING_CRITERIA)
+        names = (head_criterion(trial.task), *EMBEDDING_CRITERIA)
         values = "  ".join(f"{name.partition('_t')[0]} {row.get(f'val/{name}', float('nan')):.4f}" for name in names)
         what = f"{trial.stage:5}  {trial.arm.name:14} lr {trial.rate:g}  seed {trial.config.seed}"
         return f"{self.task.name:10} {what}  {values}  {row['seconds']:.1f} s  {self.done} of {self.total}, {left}"

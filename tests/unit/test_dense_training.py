@@ -1,20 +1,22 @@
 """The one trainer on a dense task: the same trajectories however it is computed, and what is measured on the way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from dense_toy import VAL, create_dense_model, create_dense_trainer, dense_split, grpo
 from test_same_trajectory import assert_close
-from toy_training import are_equal, weights_of
+from toy_training import OBJECTIVE, are_equal, weights_of
 
 from grpo_rm.checkpoint import load_model
 from grpo_rm.dense_inference import pixel_logits, window_starts
 from grpo_rm.dense_model import DenseModel
-from grpo_rm.dense_sites import upsample
+from grpo_rm.dense_sites import site_targets, upsample
 from grpo_rm.devices import create_accelerator
 from grpo_rm.learner import Learner
-from grpo_rm.losses import cross_entropy_loss
+from grpo_rm.losses import GrpoRmLoss, cross_entropy_loss
 from grpo_rm.masks import VOID
 from grpo_rm.model import VisionModel
 from grpo_rm.recipe import Recipe
@@ -23,6 +25,7 @@ from grpo_rm.task import CLASSIFICATION, Segmentation, balanced_weights
 from grpo_rm.trainer import Interrupted
 from grpo_rm.transforms import decode
 
+neighbors = GrpoRmLoss(replace(OBJECTIVE, neighbor_weight=1.0))
 BALANCED = Segmentation(4, site_stride=2, class_weights=torch.tensor([0.5, 2.0]))
 
 
@@ -55,20 +58,18 @@ def test_that_test_can_fail(tmp_path, reference):
 
 @pytest.mark.parametrize("aggregation", ["per_image", "per_site", "constant"])
 def test_micro_batches_add_up_whatever_a_site_counts(tmp_path, aggregation):
-    options = {"aggregation": aggregation, "old_policy_steps": 2, "use_reference": True}
-    cut, whole = (
-        train(tmp_path / str(parts), accumulation=parts, num_iterations=2, task=BALANCED, options=options)
-        for parts in (3, 1)
-    )
+    options = {"aggregation": aggregation, "old_policy_steps": 2, "use_reference": True, "memory_size": 200}
+    recipe = {"num_iterations": 2, "task": BALANCED, "options": options}
+    cut, whole = (train(tmp_path / str(parts), neighbors, accumulation=parts, **recipe) for parts in (3, 1))
     assert_close(cut, whole)
 
 
 @pytest.mark.parametrize("stops", [[1], [3], [2, 5]])
 def test_resumed_equals_uninterrupted(tmp_path, stops):
     def create(checkpoints, stop=lambda trainer: False):  # noqa: ARG005
-        options = {"should_stop": lambda: stop(trainer), "old_policy_steps": 2}
-        model = create_dense_model(drop_path_rate=0.5)
-        trainer = create_dense_trainer(checkpoints, model=model, task=BALANCED, options=options, ema_decay=0.8)
+        options = {"should_stop": lambda: stop(trainer), "old_policy_steps": 2, "memory_size": 200}
+        recipe = {"task": BALANCED, "options": options, "ema_decay": 0.8}
+        trainer = create_dense_trainer(checkpoints, neighbors, model=create_dense_model(drop_path_rate=0.5), **recipe)
         return trainer
 
     whole = create(tmp_path / "whole")
@@ -110,10 +111,10 @@ class OnePlace(VisionModel):
     def forward(self, images):
         embedding = self.encoder(self.normalize(images))
         logits = self.head(embedding)
-        return embedding, logits[..., None, None] if self.is_dense else logits
+        return (embedding[..., None, None], logits[..., None, None]) if self.is_dense else (embedding, logits)
 
 
-@pytest.mark.parametrize("loss", [cross_entropy_loss, grpo])
+@pytest.mark.parametrize("loss", [cross_entropy_loss, grpo, neighbors])
 @pytest.mark.parametrize("settings", [{}, {"num_iterations": 2}, {"accumulation": 3}], ids=str)
 def test_steps_on_images_of_one_place_are_those_of_classification(loss, settings):
     """Statistics and weights are equal to the last bit."""
@@ -124,7 +125,7 @@ def test_steps_on_images_of_one_place_are_those_of_classification(loss, settings
 
     def learn(targets, task):
         model = OnePlace(is_dense=task is not CLASSIFICATION)
-        policies = {"old_policy_steps": 2, "use_reference": True}
+        policies = {"old_policy_steps": 2, "use_reference": True, "memory_size": 12}
         learner = Learner(model, loss, recipe, create_accelerator("fp32", cpu=True), steps=8, task=task, **policies)
         learner.prepare()
         return [step for _ in range(4) for step in learner.learn(images, targets)], model.head.weight
@@ -136,6 +137,28 @@ def test_steps_on_images_of_one_place_are_those_of_classification(loss, settings
     assert torch.equal(flat_weight, dense_weight)
     for one, other in zip(flat, dense, strict=True):
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        ((16, 16), [0, 1, 2, 3], [0, 1, 2, 3]),
+        ((72, 128), [1, 4, 7, 10, 13, 16], [2, 6, 10, 14, 18, 22, 26, 30]),
+    ],
+)
+def test_places_are_spread_and_have_their_labels(size, rows, columns):
+    """At stride 4 there are 18 x 32 places in the larger image: every third row and every fourth column is taken."""
+    masks = torch.randint(0, 3, (2, *size), generator=torch.Generator().manual_seed(0))
+    task = Segmentation(4)
+    height, width = -(-size[0] // 4), -(-size[1] // 4)
+    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    taken = task.place_embeddings(grid.expand(2, 2, height, width))
+    targets = task.place_targets(masks)
+    assert targets.shape == taken.shape[:-1]
+    assert taken[0, :, 0, 0].tolist() == rows
+    assert taken[0, 0, :, 1].tolist() == columns
+    everywhere = site_targets(masks, 4)
+    assert torch.equal(targets[1], everywhere[1][tuple(taken[1].movedim(-1, 0))])
 
 
 # what is measured

@@ -9,7 +9,7 @@ from test_learner import Recorder
 from toy_training import OBJECTIVE, create_model, create_trainer, grpo, weights_of
 
 from grpo_rm.losses import GrpoRmLoss
-from grpo_rm.memory import Memory
+from grpo_rm.memory import Memory, Places
 from grpo_rm.neighbors import EPS, neighbor_loss
 from grpo_rm.sites import Sites
 
@@ -24,7 +24,7 @@ def remembering(embeddings, labels, size=100):
 
 def gradient_of(embeddings, targets, weights, memory, *, temperature):
     embeddings = embeddings.clone().requires_grad_()
-    output = neighbor_loss(embeddings, targets, weights, memory, temperature=temperature)
+    output = neighbor_loss(Places(embeddings, targets, weights, memory), temperature=temperature)
     return torch.autograd.grad(output.loss, embeddings)[0], output
 
 
@@ -114,7 +114,7 @@ def test_what_does_not_count_has_no_gradient():
     gradient, _ = gradient_of(torch.randn(4, 3), targets, weights, memory, temperature=0.1)
     assert gradient[:3].abs().max() == 0
     assert gradient[3].abs().max() > 0
-    first = neighbor_loss(torch.randn(4, 3), targets, weights, Memory(5), temperature=0.1)
+    first = neighbor_loss(Places(torch.randn(4, 3), targets, weights, Memory(5)), temperature=0.1)
     assert first.loss == 0
     assert first.stats == {"neighbor_accuracy": 0}
 
@@ -141,7 +141,7 @@ def test_memory_forgets_the_oldest():
     other = Memory(4)
     other.load_state_dict(memory.state_dict())
     assert other.labels.tolist() == [1, 1, 2, 2]
-    with pytest.raises(ValueError, match="size is 0, expected at least 1 image"):
+    with pytest.raises(ValueError, match="size is 0, expected at least 1 place"):
         Memory(0)
 
 
@@ -150,7 +150,7 @@ def test_a_training_remembers_its_last_images(tmp_path):
 
     class Sizes(Recorder):
         def __call__(self, sites):
-            sizes.append(len(sites.memory))
+            sizes.append(len(sites.places.memory))
             return super().__call__(sites)
 
     trainer = create_trainer(
@@ -160,7 +160,7 @@ def test_a_training_remembers_its_last_images(tmp_path):
     assert sizes == [0, 16, 32, 40, 40, 40]
     last, memory = recorder.sites[-1], trainer.learner.memory
     assert torch.equal(memory.labels[-16:], last.targets)
-    torch.testing.assert_close(memory.embeddings[-16:], last.embeddings.detach())
+    torch.testing.assert_close(memory.embeddings[-16:], last.places.embeddings.detach())
     assert trainer.history[-1]["neighbor_accuracy"] > 0.3
 
 
@@ -181,7 +181,9 @@ def test_it_changes_what_is_learned(tmp_path):
 
 def test_a_loss_that_looks_for_neighbors_needs_a_memory():
     sites = Sites(torch.zeros(2, 2), torch.tensor([0, 1]), torch.ones(2) / 2)
-    with pytest.raises(ValueError, match=r"neighbor_weight is 4.0 and the sites have no embeddings or no memory"):
+    with pytest.raises(
+        ValueError, match=r"neighbor_weight is 4.0 and the sites have no places, expected what is remembered"
+    ):
         NEIGHBORS(sites)
 
 
