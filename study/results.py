@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from pipelines.lineage import ROOT
 from study.arms import ARMS
 from study.protocol import Row, finished_trials
-from study.tasks import STUDIED
-from study.workspace import is_open
+from study.tasks import STUDIED, Task
+from study.workspace import is_open, trial_file, write_rows
 
 RESULTS = ROOT / "study/results.parquet"
 
@@ -28,6 +28,20 @@ def collect() -> list[Row]:
     if rows:
         write_table(rows, RESULTS)
     return rows
+
+
+def restore(task: Task) -> None:
+    """Write the file of each trial that the table has and this machine has not: it is not run again.
+
+    Its answers are gone, so a comparison with it is made only where it is known already.
+    """
+    of_trial: dict[str, list[Row]] = {}
+    for row in read_results():
+        if row["task"] in (task.name, task.shifted):
+            of_trial.setdefault(row["key"], []).append(row)
+    for key, rows in of_trial.items():
+        if not trial_file(task.name, key).is_file():
+            write_rows(task.name, key, rows)
 
 
 def read_results() -> list[Row]:

@@ -24,6 +24,7 @@ from study.protocol import (
     head_criterion,
     tuning_trials,
 )
+from study.results import restore
 from study.tasks import TASKS, Task
 from study.workspace import locked, open_workspace, trial_file
 
@@ -44,6 +45,7 @@ def work(task: Task, arms: Sequence[Arm], *, has_final: bool) -> None:
     with locked(WORK / task.name / "worker.lock"):
         with logged(WORK / task.name / "log.txt"):
             folder = open_workspace(task)
+        restore(task)
         with contextlib.chdir(folder):
             tuning = {arm.name: tuning_trials(task, arm) for arm in arms}
             finals = len(FINAL_SEEDS) * len(arms) if has_final else 0

@@ -8,7 +8,7 @@ import yaml
 from grpo_rm.config import load_config
 from study import protocol, workspace
 from study.arms import ARMS, CONTROL
-from study.protocol import RATES, TUNING_SEEDS, choose_rate, configured, make_trial
+from study.protocol import choose_rate, configured, make_trial
 from study.tasks import ENCODER, STUDIED, TASKS
 from study.workspace import MANIFEST, write_params, write_rows
 
@@ -55,7 +55,7 @@ def test_names_are_those_of_the_arms_and_tasks():
     assert ARMS[CONTROL].objective is None
 
 
-def key(arm="default", stage="tune", rate=0.001, seed=0, **changed):
+def key(arm="neighbors", stage="tune", rate=0.001, seed=0, **changed):
     return make_trial(FASHION, dataclasses.replace(ARMS[arm], **changed), stage, rate, seed).key
 
 
@@ -92,10 +92,18 @@ def test_the_control_does_not_depend_on_the_objective(opened):
 
 @pytest.mark.usefixtures("opened")
 def test_a_trial_that_has_run_is_found_under_the_present_name_of_its_arm():
-    trial = make_trial(FASHION, ARMS["default"], "tune", 0.001, 0)
+    trial = make_trial(FASHION, ARMS["neighbors"], "tune", 0.001, 0)
     assert protocol.find_rows([trial]) == []
     write_rows("fashion", trial.key, [{"task": "fashion", "arm": "former name"}])
-    assert protocol.find_rows([trial]) == [{"task": "fashion", "arm": "default"}]
+    assert protocol.find_rows([trial]) == [{"task": "fashion", "arm": "neighbors"}]
+
+
+RATES = FASHION.rates
+
+
+@pytest.fixture
+def two_seeds(monkeypatch):
+    monkeypatch.setattr(protocol, "TUNING_SEEDS", (100, 101))
 
 
 def tuned(values):
@@ -105,25 +113,29 @@ def tuned(values):
         {"key": f"{rate}/{seed}", "learning_rate": rate}
         | ({"val/accuracy": value, f"val/{knn}": 2 * value, f"val/{probe}": 0.0} if value is not None else {})
         for rate, of_seeds in zip(RATES, values, strict=True)
-        for seed, value in zip(TUNING_SEEDS, of_seeds, strict=True)
+        for seed, value in zip(protocol.TUNING_SEEDS, of_seeds, strict=True)
     ]
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_the_rate_of_the_highest_mean_is_chosen():
-    assert choose_rate(tuned([(0.1, 0.2), (0.3, 0.3), (0.5, 0.0), (0.2, 0.2)]), "accuracy") == RATES[1]
+    assert choose_rate(tuned([(0.1, 0.2), (0.3, 0.3), (0.5, 0.0), (0.2, 0.2)]), FASHION) == RATES[1]
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_of_equal_rates_the_lower_is_chosen():
-    assert choose_rate(tuned([(0.1, 0.1), (0.3, 0.3), (0.3, 0.3), (0.2, 0.2)]), "accuracy") == RATES[1]
+    assert choose_rate(tuned([(0.1, 0.1), (0.3, 0.3), (0.3, 0.3), (0.2, 0.2)]), FASHION) == RATES[1]
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_a_rate_with_a_training_that_diverged_is_out():
-    assert choose_rate(tuned([(0.1, 0.1), (0.2, 0.2), (0.9, None), (0.1, 0.1)]), "accuracy") == RATES[1]
-    assert choose_rate(tuned([(None, None)] * 4), "accuracy") is None
+    assert choose_rate(tuned([(0.1, 0.1), (0.2, 0.2), (0.9, None), (0.1, 0.1)]), FASHION) == RATES[1]
+    assert choose_rate(tuned([(None, None)] * 4), FASHION) is None
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_no_rate_is_chosen_before_all_trials_are_there():
-    assert choose_rate(tuned([(0.1, 0.1)] * 4)[1:], "accuracy") is None
+    assert choose_rate(tuned([(0.1, 0.1)] * 4)[1:], FASHION) is None
 
 
 def test_what_a_task_lacks_is_said(tmp_path, monkeypatch):

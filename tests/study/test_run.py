@@ -34,9 +34,9 @@ def write_small(folder, shared):
 
 finetune = {{"epochs": {EPOCHS}, "batch_size": 32}}
 params = {{"data": tasks.NPZ, "encoder": {{"image_size": 16}}, "finetune": finetune, "tracking": tasks.TRACKING}}
-small = replace(tasks.TASKS["digits"], write=write_small, params=params, shifted="shifted")
+small = replace(tasks.TASKS["digits"], write=write_small, params=params, shifted="shifted", rates=(0.001,))
 tasks.STUDIED, tasks.NAMES = (small,), ("digits", "shifted")
-protocol.RATES, protocol.TUNING_SEEDS, protocol.FINAL_SEEDS = (0.001,), (100,), (0,)
+protocol.TUNING_SEEDS, protocol.FINAL_SEEDS = (100,), (0,)
 
 from study.arms import ARMS
 from study.comparisons import update_comparisons
@@ -45,7 +45,7 @@ from study.worker import work
 
 def main():
     for _ in range(2):
-        work(small, [ARMS["cross_entropy"], ARMS["default"]], has_final=True)
+        work(small, [ARMS["cross_entropy"], ARMS["neighbors"]], has_final=True)
     print(len(collect()), "rows", flush=True)
     update_comparisons()
 
@@ -101,9 +101,9 @@ def test_each_trial_runs_once_and_is_told_of(studied):
     told = [re.sub(r"  accuracy.*  (\d of 4), .*", r"  \1", line) for line in lines]
     assert told == [
         "digits     tune   cross_entropy  lr 0.001  seed 100  1 of 4",
-        "digits     tune   default        lr 0.001  seed 100  2 of 4",
+        "digits     tune   neighbors      lr 0.001  seed 100  2 of 4",
         "digits     final  cross_entropy  lr 0.001  seed 0  3 of 4",
-        "digits     final  default        lr 0.001  seed 0  4 of 4",
+        "digits     final  neighbors      lr 0.001  seed 0  4 of 4",
     ]
     assert "6 rows" in done.stdout  # two are of the final models on shifted images
 
@@ -116,7 +116,7 @@ def rows_of(root, task):
 def test_the_table_has_a_row_per_trial(studied):
     rows = rows_of(studied[0], "digits")
     assert len(rows) == 4
-    tuned, final = rows["tune", "default"], rows["final", "default"]
+    tuned, final = rows["tune", "neighbors"], rows["final", "neighbors"]
     assert not any(name.startswith("test/") for name in tuned)
     assert {"val/accuracy", "test/accuracy", "test/knn_top1_k20_t0.07", "test/ece", "run_id"} <= set(final)
     assert final["steps"] == 12
@@ -127,7 +127,7 @@ def test_the_table_has_a_row_per_trial(studied):
 
 def test_the_final_models_on_shifted_images_are_a_task_of_their_own(studied):
     clean, shifted = (rows_of(studied[0], task) for task in ("digits", "shifted"))
-    assert set(shifted) == {("final", "cross_entropy"), ("final", "default")}
+    assert set(shifted) == {("final", "cross_entropy"), ("final", "neighbors")}
     for name, row in shifted.items():
         assert (row["key"], row["run_id"]) == (clean[name]["key"], clean[name]["run_id"])
         assert row["test/nll"] != clean[name]["test/nll"]
@@ -143,7 +143,7 @@ def test_answers_are_those_of_the_final_trials_and_are_compared(studied, task):
     assert compared
     for row in compared:
         metric = f"test/{row['metric']}"
-        difference = finals["default"][metric] - finals["cross_entropy"][metric]
+        difference = finals["neighbors"][metric] - finals["cross_entropy"][metric]
         assert row["difference"] == pytest.approx(difference, abs=1e-6), metric
 
 

@@ -20,21 +20,21 @@ def final(arm, seed, accuracy, curve, **more):
 ROWS = [
     final("cross_entropy", 0, 0.70, [0.5, 0.8, 0.7]),
     final("cross_entropy", 1, 0.72, [0.5, 0.6, 0.9]),
-    final("default", 0, 0.80, [0.8, 0.8, 0.9]),  # half the control's steps
-    final("default", 1, 0.84, [0.5, 0.6, 0.8]),  # never
+    final("neighbors", 0, 0.80, [0.8, 0.8, 0.9]),  # half the control's steps
+    final("neighbors", 1, 0.84, [0.5, 0.6, 0.8]),  # never
 ]
 
 
 def test_mean_and_deviation_over_seeds():
     (table,) = task_tables(ROWS)
-    control, default = table.splitlines()[-2:]
+    control, candidate = table.splitlines()[-2:]
     assert control == "| cross_entropy | 0.001 | 2 | 71.00 (1.41) | 81.00 (1.41) |  |  |  |  | 0.500 (0.000) | 1.00 |"
-    assert default == "| default | 0.001 | 2 | 82.00 (2.83) | 92.00 (2.83) |  |  |  |  | 0.500 (0.000) | never |"
+    assert candidate == "| neighbors | 0.001 | 2 | 82.00 (2.83) | 92.00 (2.83) |  |  |  |  | 0.500 (0.000) | never |"
 
 
 def test_a_training_that_diverged_is_said():
-    failed = {"task": "digits", "arm": "default", "learning_rate": 0.001, "seed": 2, "error": "the loss is nan"}
-    assert "| default | 0.001 | 2, 1 diverged | 82.00" in task_tables([*ROWS, failed])[0]
+    failed = {"task": "digits", "arm": "neighbors", "learning_rate": 0.001, "seed": 2, "error": "the loss is nan"}
+    assert "| neighbors | 0.001 | 2, 1 diverged | 82.00" in task_tables([*ROWS, failed])[0]
 
 
 def test_steps_to_the_best_epoch_of_the_control():
@@ -44,7 +44,7 @@ def test_steps_to_the_best_epoch_of_the_control():
     assert steps_to_control(ROWS[3], ROWS[1]) == math.inf
 
 
-def compared(task, metric, difference, low, high, p_value, arm="default"):
+def compared(task, metric, difference, low, high, p_value, arm="neighbors"):
     row = {"task": task, "arm": arm, "metric": metric, "seeds": 5, "difference": difference}
     return row | {"low": low, "high": high, "p_value": p_value}
 
@@ -67,7 +67,7 @@ SIX = ["digits", "fashion", "tiny", "few_shot", "shifted", "camvid"]
 
 def test_p_is_corrected_over_the_deciding_metrics_of_all_tasks_of_an_arm():
     rows = [*comparisons(SIX[:2]), compared("tiny", KNN, 0.02, 0.01, 0.03, 1e-09, arm="literal")]
-    corrected = correct_arm(rows, "default")
+    corrected = correct_arm(rows, "neighbors")
     assert len(corrected) == 6  # ECE is not among them, nor is the other arm
     assert corrected["digits", KNN] == pytest.approx(6 * 0.001)
     assert corrected["digits", PROBE] == pytest.approx(4 * 0.002)
@@ -77,7 +77,7 @@ def test_p_is_corrected_over_the_deciding_metrics_of_all_tasks_of_an_arm():
 def test_differences_are_in_points():
     line = difference_table(comparisons(["digits"])).splitlines()[-1]
     assert line == (
-        "| digits | default | 5 | +0.00 (-1.00 to +1.00, p 0.500) | +2.00 (+1.00 to +3.00, p 0.003) | "
+        "| digits | neighbors | 5 | +0.00 (-1.00 to +1.00, p 0.500) | +2.00 (+1.00 to +3.00, p 0.003) | "
         "+2.00 (+1.00 to +3.00, p 0.004) | -1.00 (-2.00 to +1.00) |"
     )
 
@@ -94,11 +94,11 @@ def test_differences_are_in_points():
     ],
 )
 def test_the_bar(rows, is_met):
-    assert count_bar(rows, "default").is_met is is_met
+    assert count_bar(rows, "neighbors").is_met is is_met
 
 
 def test_the_bar_counts_tasks():
-    bar = count_bar([*comparisons(SIX), compared("noisy_20", KNN, 0.1, 0.05, 0.2, 0.001)], "default")
+    bar = count_bar([*comparisons(SIX), compared("noisy_20", KNN, 0.1, 0.05, 0.2, 0.001)], "neighbors")
     assert (bar.tasks, bar.knn, bar.probe, bar.both) == (7, 7, 6, 6)
 
 
