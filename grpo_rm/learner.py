@@ -102,7 +102,7 @@ class Learner:
         self.steps, self.learning_rate = 0, math.nan
         self.snapshot = _frozen(model) if old_policy_steps > 1 else None
         self.reference = _frozen(model).eval() if use_reference else None
-        self.memory = Memory(memory_size) if memory_size else None
+        self.memory = Memory(memory_size, device=accelerator.device) if memory_size else None
         # without its warm-up a short training would end with an average that is mostly the initial weights
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]

@@ -15,15 +15,16 @@ class Memory:
 
     Args:
         size: The greatest M.
+        device: Where it is kept; the CPU by default.
 
     Raises:
         ValueError: The size is below 1.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, device: torch.device | None = None) -> None:
         if size < 1:
             raise ValueError(f"size is {size}, expected at least 1 place to remember")
-        self.size = size
+        self.size, self.device = size, device or torch.device("cpu")
         self.embeddings, self.labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -50,8 +51,8 @@ class Memory:
         return {"embeddings": self.embeddings, "labels": self.labels}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state."""
-        self.embeddings, self.labels = state["embeddings"], state["labels"]
+        """Go back to a state, which may be of another device."""
+        self.embeddings, self.labels = (state[name].to(self.device) for name in ("embeddings", "labels"))
 
 
 class Places(NamedTuple):

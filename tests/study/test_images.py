@@ -13,7 +13,7 @@ CLASSES = 10
 def shared(tmp_path):
     """A set like Fashion-MNIST whose images say in their first pixels which row they are; every class is as large."""
     (tmp_path / images.FASHION).mkdir()
-    for split, count in (("train", 900 * CLASSES), ("test", 450 * CLASSES)):
+    for split, count in (("train", 900 * CLASSES), ("test", 1050 * CLASSES)):
         pictures = np.zeros((count, 28, 28), np.uint8)
         pictures[:, 0, :4] = np.arange(count, dtype=">u4").view(np.uint8).reshape(count, 4)
         labels = np.arange(count) % CLASSES
@@ -41,9 +41,9 @@ def counts(labels):
 
 def test_splits_are_disjoint_balanced_and_the_same_again(shared, tmp_path):
     parts = drawn(images.write_fashion, shared, tmp_path)
-    assert [counts(parts[split][1]) for split in parts] == [[200] * 10, [200] * 10, [400] * 10]
+    assert [counts(parts[split][1]) for split in parts] == [[200] * 10, [200] * 10, [1000] * 10]
     assert len(set(parts["train"][0] + parts["val"][0])) == 4000
-    assert len(set(parts["test"][0])) == 4000
+    assert len(set(parts["test"][0])) == 10000
     for rows, labels in parts.values():
         assert (np.array(rows) % CLASSES == labels).all()
     images.write_fashion(tmp_path / "again", shared)

@@ -140,7 +140,7 @@ def test_shapes_that_do_not_fit(monkeypatch):
 def test_one_pixel_an_image_is_classification_bit_for_bit(part, monkeypatch):
     monkeypatch.setattr(loss_parts, "PART", part)
     images = draw((9, 5))
-    pixels = Sites(*(one.detach().reshape(*one.shape, 1, 1) for one in images))
+    pixels = Sites(*(one.detach().reshape(*one.shape, 1, 1) for one in images if one is not None))
     pixels.logits.requires_grad_()
     for loss in (cross_entropy_loss, GrpoRmLoss(objective(**ALL_TERMS))):
         image, pixel = loss(images), loss(pixels)

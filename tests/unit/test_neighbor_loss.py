@@ -145,6 +145,13 @@ def test_memory_forgets_the_oldest():
         Memory(0)
 
 
+def test_a_state_of_another_device_comes_to_the_memory():
+    state = Memory(2).state_dict()
+    memory = Memory(2, device=torch.device("meta"))
+    memory.load_state_dict(state)
+    assert all(each.device.type == "meta" for each in (memory.embeddings, memory.labels))
+
+
 def test_a_training_remembers_its_last_images(tmp_path):
     sizes = []
 
