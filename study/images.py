@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 
 SEED = 0  # of all draws here, whatever the seed of a training
 FASHION, TINY = "fashion_mnist", "tinyimagenet50.tar.gz"
-FASHION_TRAIN, FASHION_VAL, FASHION_TEST = 200, 200, 400  # of a class
+FASHION_TRAIN, FASHION_VAL, FASHION_TEST = 200, 200, 1000  # of a class
 LONGEST, RATIO = 600, 50  # images of the most frequent class, and how many times those of the rarest
 NOISY_TRAIN = 400
 TINY_SIDE, PRETRAINING_CLASSES, PRETRAINING_VAL = 32, 30, 20
