@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo_rm.advantages import group_advantages
 from grpo_rm.loss_parts import LossOutput
 from grpo_rm.loss_statistics import sum_over_sites
 from grpo_rm.memory import Places
-from grpo_rm.objective import fresh_surrogate
 from grpo_rm.policy import log_policy
 
 EPS = 0.01  # added to the standard deviation of the rewards, of which a right candidate is worth 1
@@ -24,20 +22,24 @@ EPS = 0.01  # added to the standard deviation of the rewards, of which a right c
 def neighbor_loss(places: Places, *, temperature: float) -> LossOutput:
     """Return the GRPO-RM loss of the policy over what is remembered, weighted over the places (ours).
 
-    With n of the M candidates of the place's class, the reward of candidate j is
+    Every class in the memory counts the same: candidate j has the weight w_j = 1 / (number of its class), made to add
+    up to 1. With W the weight of all candidates of the place's class, policy and reward of candidate j are
 
-        r(j) = 1[same class] - n pi_old(j),    A = r / (std r + 0.01),    J = 1/M sum_j A_j log pi(j)
+        pi(j) ~ w_j exp(cos(j) / temperature),    r(j) = 1[same class] - W pi_old(j) / w_j
+        A = r / (std r + 0.01),    J = P sum_j w_j A_j log pi(j),    P = sum of pi_old over the class
 
-    where pi_old is the present policy. The mean of r is 0. The push ends where the policy is equal over all of the
-    class, and 0 elsewhere; unscaled it would be that of the supervised contrastive loss (Khosla et al. 2020).
+    where pi_old is the present policy, and mean and std are weighted by w; the mean is 0. The push ends where the
+    policy is that of the weights over the class, and 0 elsewhere; unscaled, without P and with equal weights it would
+    be that of the supervised contrastive loss (Khosla et al. 2020). By P a place that lies among another class, as one
+    does whose label is wrong, is hardly pulled.
 
     Args:
-        places: With several labels, one in common is the same class. Where nothing of its class is remembered, a place
-            does not count.
+        places: With several labels, one in common is the same class, and a candidate has the mean weight of its
+            labels. Where nothing of its class is remembered, a place does not count.
         temperature: Of the cosines.
 
     Returns:
-        The loss, and the mean probability of a place's class, `neighbor_accuracy`.
+        The loss, and the mean of P, `neighbor_accuracy`.
     """
     embeddings, weights, memory = places.embeddings.flatten(0, -2), places.weights.flatten(), places.memory
     targets = places.targets
@@ -45,14 +47,26 @@ def neighbor_loss(places: Places, *, temperature: float) -> LossOutput:
     if not len(memory):
         return LossOutput(embeddings.new_zeros((), dtype=torch.float32), {"neighbor_accuracy": weights.new_zeros(())})
     directions, others = (F.normalize(each.float(), dim=-1) for each in (embeddings, memory.embeddings))
-    log_probs = log_policy(directions @ others.T / temperature)
+    candidate_weights = balanced_weights(memory.labels)
+    log_probs = log_policy(directions @ others.T / temperature + candidate_weights.log())
     probs = log_probs.detach().exp()
     is_same = _shares_label(targets, memory.labels).float()
-    rewards = is_same - is_same.sum(dim=-1, keepdim=True) * probs
-    gain = fresh_surrogate(log_probs, group_advantages(rewards, scale="group", eps=EPS))
-    counts = weights * is_same.any(dim=-1)
-    stats = sum_over_sites({"neighbor_accuracy": (is_same * probs).sum(dim=-1)}, weights)
-    return LossOutput(-(counts * gain).sum(), stats)
+    rewards = is_same - (is_same @ candidate_weights).unsqueeze(-1) * probs / candidate_weights
+    variances = rewards.square() @ candidate_weights  # their mean is 0
+    advantages = rewards / (variances.sqrt() + EPS).unsqueeze(-1)
+    accuracy = (is_same * probs).sum(dim=-1)  # 0 where nothing of the class is remembered
+    gain = accuracy * (candidate_weights * advantages * log_probs).sum(dim=-1)
+    return LossOutput(-(weights * gain).sum(), sum_over_sites({"neighbor_accuracy": accuracy}, weights))
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Return weights that add up to 1, every class with the same: (M,) or (M, K) bool labels to (M,) float32."""
+    if labels.ndim == 2:
+        members = labels.float()
+        weights = members @ (1 / members.sum(dim=0).clamp(min=1)) / members.sum(dim=1)
+    else:
+        weights = 1 / labels.bincount()[labels].float()
+    return weights / weights.sum()
 
 
 def _shares_label(targets: Tensor, labels: Tensor) -> Tensor:

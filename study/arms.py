@@ -28,7 +28,7 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm(CONTROL, None),
-        Arm("neighbors", UNSCALED | {"neighbor_weight": 4.0}),
+        Arm("neighbors", UNSCALED | {"neighbor_weight": 6.0}),
         Arm("scaled", {"rewards": BOTH, "scale": "group", "eps": 0.01}),
         Arm("unscaled", UNSCALED),
         Arm("literal", {"rewards": BOTH, "scale": "group", "eps": 1e-4}),

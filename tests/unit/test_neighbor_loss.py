@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import compress
 
 import pytest
 import torch
@@ -28,30 +29,32 @@ def gradient_of(embeddings, targets, weights, memory, *, temperature):
     return torch.autograd.grad(output.loss, embeddings)[0], output
 
 
-def naive_gradient(embeddings, targets, weights, memory, *, temperature):
+def naive_gradient(embeddings, weights, others, *, same, balance, temperature):
     """Image by image and candidate by candidate, from the formulas of the docstring, in float64."""
-    embeddings = embeddings.double().requires_grad_()
-    total = torch.zeros((), dtype=torch.float64)
-    for embedding, target, weight in zip(embeddings, targets, weights, strict=True):
-        cosines = [
-            embedding @ other / (embedding.norm() * other.norm()) for other in memory.embeddings.double().unbind()
+    embeddings, total = embeddings.double().requires_grad_(), torch.zeros((), dtype=torch.float64)
+    for embedding, weight, is_same in zip(embeddings, weights, same, strict=True):
+        scores = []
+        for other, share in zip(others.double(), balance, strict=True):
+            cosine = embedding @ other / (embedding.norm() * other.norm())
+            scores.append(share * (cosine / temperature).exp())
+        probs = [score / sum(scores) for score in scores]
+        of_class = sum(compress(balance, is_same))
+        rewards = [
+            right - of_class * prob.item() / share for right, prob, share in zip(is_same, probs, balance, strict=True)
         ]
-        exps = [(cosine / temperature).exp() for cosine in cosines]
-        probs = [value / sum(exps) for value in exps]
-        right = [bool(target == label) for label in memory.labels]
-        rewards = [is_right - sum(right) * prob.item() for is_right, prob in zip(right, probs, strict=True)]
-        std = math.sqrt(sum(reward**2 for reward in rewards) / len(rewards))
-        if any(right):
-            terms = [reward / (std + EPS) * prob.log() for reward, prob in zip(rewards, probs, strict=True)]
-            total = total - weight * sum(terms) / len(terms)
+        std = math.sqrt(sum(share * reward**2 for share, reward in zip(balance, rewards, strict=True)))
+        mass = sum(prob.item() for prob in compress(probs, is_same))
+        for share, reward, prob in zip(balance, rewards, probs, strict=True):
+            total = total - weight * mass * share * reward / (std + EPS) * prob.log()
     return torch.autograd.grad(total, embeddings)[0].float()
 
 
 def test_by_hand():
-    """Probabilities .5, .25, .25 and the first two of the class: r = (0, .5, -.5), std .4082, A = (0, 1.1954, -1.1954).
+    """Classes 0, 0, 1 have the weights .25, .25, .5; with exp(cos) = 2, 1, 1 the probabilities are .4, .2, .4.
 
-    What has an advantage lies straight to the left and to the right, so the gradient is that of the cosines:
-    -(1.1954 * 1 + -1.1954 * -1) / 3.
+    r = (1 - .5 * .4 / .25, 1 - .5 * .2 / .25, -.5 * .4 / .5) = (.2, .6, -.4), std .4243, A = (.4606, 1.3817, -.9211).
+    Cosines change with the second coordinate by .7208, 1 and -1, and by the first one not at all, so the gradient is
+    -.6 (.25 * .4606 * .7208 + .25 * 1.3817 + .5 * .9211).
     """
     ahead = math.log(2)
     candidates = torch.tensor([[ahead, math.sqrt(1 - ahead**2)], [0.0, 1.0], [0.0, -1.0]])
@@ -59,17 +62,27 @@ def test_by_hand():
     (gradient,), output = gradient_of(
         torch.tensor([[1.0, 0.0]]), torch.tensor([0]), torch.ones(1), memory, temperature=1.0
     )
-    assert output.stats["neighbor_accuracy"] == pytest.approx(0.75)
-    assert gradient.tolist() == pytest.approx([0.0, -0.7970], abs=1e-4)
+    assert output.stats["neighbor_accuracy"] == pytest.approx(0.6)
+    assert gradient.tolist() == pytest.approx([0.0, -0.5334], abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_naive_loop(temperature):
+    """Four images are remembered of class 1, three of class 0 and two of class 2."""
     torch.manual_seed(0)
-    memory = remembering(torch.randn(9, 4) * 3, torch.tensor([0, 1, 1, 2, 0, 1, 2, 0, 1]))
-    case = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 7]), torch.rand(6), memory
-    gradient, _ = gradient_of(*case, temperature=temperature)
-    torch.testing.assert_close(gradient, naive_gradient(*case, temperature=temperature), rtol=1e-4, atol=1e-5)
+    others, labels, targets = torch.randn(9, 4) * 3, [0, 1, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 7]
+    embeddings, weights = torch.randn(6, 4), torch.rand(6)
+    memory = remembering(others, torch.tensor(labels))
+    gradient, _ = gradient_of(embeddings, torch.tensor(targets), weights, memory, temperature=temperature)
+    expected = naive_gradient(
+        embeddings,
+        weights,
+        others,
+        same=[[target == label for label in labels] for target in targets],
+        balance=[1 / 3 / labels.count(label) for label in labels],
+        temperature=temperature,
+    )
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_images_come_to_their_class():
@@ -79,12 +92,22 @@ def test_images_come_to_their_class():
     memory = remembering(torch.eye(4, 8)[labels] + 0.2 * torch.randn(20, 8), labels)
     embeddings, case = torch.randn(12, 8), (torch.arange(12) % 4, torch.full((12,), 1 / 12), memory)
     _, before = gradient_of(embeddings, *case, temperature=0.5)
-    for _ in range(300):
+    for _ in range(1500):
         gradient, after = gradient_of(embeddings, *case, temperature=0.5)
         assert (gradient * embeddings).sum(dim=1).abs().max() < 1e-5
         embeddings = embeddings - gradient
     assert before.stats["neighbor_accuracy"] < 0.4
     assert after.stats["neighbor_accuracy"] > 0.7
+
+
+def test_how_many_of_a_class_are_remembered_does_not_count():
+    torch.manual_seed(0)
+    others, labels = torch.randn(8, 4), torch.arange(8) % 4
+    case = torch.randn(6, 4), torch.arange(6) % 4, torch.full((6,), 1 / 6)
+    gradient, _ = gradient_of(*case, remembering(others, labels), temperature=0.2)
+    often = torch.cat([torch.arange(8), *[torch.arange(8)[labels == 1]] * 9])
+    imbalanced, _ = gradient_of(*case, remembering(others[often], labels[often]), temperature=0.2)
+    torch.testing.assert_close(imbalanced, gradient)
 
 
 def test_the_length_of_an_embedding_does_not_count():
@@ -120,15 +143,15 @@ def test_what_does_not_count_has_no_gradient():
 
 
 def test_one_label_in_common_is_the_same_class():
+    """Two remembered images have label 2, one each of the others: weights (1 + 1/2) / 2, 1 and 1/2 of their sum."""
     torch.manual_seed(0)
-    embeddings, others = torch.randn(2, 3), torch.randn(3, 3)
+    embeddings, weights, others = torch.randn(2, 3), torch.rand(2), torch.randn(3, 3)
     members = torch.tensor([[True, True, False], [False, False, True]])
     memory = remembering(others, torch.tensor([[False, True, True], [True, False, False], [False, False, True]]))
-    several, _ = gradient_of(embeddings, members, torch.ones(2), memory, temperature=0.1)
-    for row, same in enumerate([[1, 1, 0], [1, 0, 1]]):
-        single = remembering(others, torch.tensor(same))
-        alone, _ = gradient_of(embeddings[row : row + 1], torch.tensor([1]), torch.ones(1), single, temperature=0.1)
-        torch.testing.assert_close(several[row : row + 1], alone)
+    gradient, _ = gradient_of(embeddings, members, weights, memory, temperature=0.1)
+    same, balance = [[True, True, False], [True, False, True]], [0.75 / 2.25, 1 / 2.25, 0.5 / 2.25]
+    expected = naive_gradient(embeddings, weights, others, same=same, balance=balance, temperature=0.1)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_forgets_the_oldest():
