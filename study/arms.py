@@ -13,17 +13,20 @@ class Arm:
         name: In results.
         objective: What differs from the block `objective` of params.yaml; None: cross-entropy.
         finetune: What differs from the task's block `finetune`.
+        needs_costs: It is for tasks with a cost matrix, and the others, but for the control, are not.
     """
 
     name: str
     objective: Mapping[str, Any] | None
     finetune: Mapping[str, Any] = field(default_factory=dict)
+    needs_costs: bool = False
 
 
 CONTROL = "cross_entropy"
 BOTH = {"accuracy": 1.0, "uniformity": 1.0}
 POLICY = {"weighting": "policy", "statistics": "policy"}
 UNSCALED = {"scale": "none"}
+COST_WEIGHTED, WEIGHTED = "cost_weighted", "study.costs:weighted_accuracy"
 ARMS = {
     arm.name: arm
     for arm in (
@@ -38,5 +41,7 @@ ARMS = {
         Arm("snapshot", {"refresh": "epoch"}),
         Arm("inner", {}, finetune={"num_iterations": 2}),  # twice the steps of the others
         Arm("regressive", {"surrogate": "regressive"}),
+        Arm(COST_WEIGHTED, UNSCALED | {"rewards": {WEIGHTED: 1.0, "cost_matrix": 0.0}}, needs_costs=True),
+        Arm("cost_reward", POLICY | UNSCALED | {"rewards": {"cost_matrix": 1.0}}, needs_costs=True),
     )
 }

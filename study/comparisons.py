@@ -4,13 +4,15 @@ They follow from the answers that final trials keep, and take minutes; what is k
 again. `python -m study.comparisons` brings the file up to date.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from grpo_rm.config import load_config
+from grpo_rm.config import Config, load_config
+from grpo_rm.evaluation.comparison import Interval
 from grpo_rm.evaluation.measurement import Measurement
 from grpo_rm.evaluation.pixels import PixelSums
 from grpo_rm.evaluation.resampling import MetricSums
@@ -19,8 +21,8 @@ from grpo_rm.inference import Predictions
 from pipelines.lineage import ROOT
 from pipelines.measurements import TEST, Measured, compare, test_sums
 from pipelines.stage import run_stage
-from study.arms import ARMS, CONTROL
-from study.protocol import EMBEDDING_CRITERIA, Row
+from study.arms import ARMS, CONTROL, COST_WEIGHTED
+from study.protocol import COST_METRICS, EMBEDDING_CRITERIA, Row
 from study.results import read_results, read_table, write_table
 from study.tasks import NAMES
 from study.workspace import answers_file
@@ -39,19 +41,17 @@ METRICS = (
 
 
 def update_comparisons() -> list[Row]:
-    """Compare every arm on every task with the control, where both have answers of the same seeds, and write it."""
+    """Compare every arm on every task with its baselines, where both have trials of the same seeds, and write it."""
     finals = [row for row in read_results() if row["stage"] == "final" and "error" not in row]
-    known = read_comparisons()
-    rows = []
-    for task in NAMES:
-        controls = _by_seed(finals, task, CONTROL)
-        for arm in ARMS:
-            candidates = _by_seed(finals, task, arm)
-            seeds = sorted(candidates.keys() & controls.keys())
-            if arm != CONTROL and seeds:
-                trials = " ".join(of[seed]["key"] for of in (candidates, controls) for seed in seeds)
-                former = [row for row in known if (row["task"], row["arm"], row["trials"]) == (task, arm, trials)]
-                rows += former or compare_arm(task, arm, trials.split())
+    known, rows = read_comparisons(), list[Row]()
+    for task, arm, baseline in itertools.product(NAMES, ARMS, (CONTROL, COST_WEIGHTED)):
+        candidates, rivals = (_by_seed(finals, task, name) for name in (arm, baseline))
+        seeds = sorted(candidates.keys() & rivals.keys())
+        if arm != baseline and seeds:
+            trials = " ".join(of[seed]["key"] for of in (candidates, rivals) for seed in seeds)
+            compared = {"task": task, "arm": arm, "baseline": baseline, "seeds": len(seeds), "trials": trials}
+            former = [row for row in known if compared.items() <= row.items()]
+            rows += former or compare_trials(compared)
     if rows:
         write_table(rows, COMPARISONS)
     return rows
@@ -62,23 +62,38 @@ def read_comparisons() -> list[Row]:
     return read_table(COMPARISONS) if COMPARISONS.is_file() else []
 
 
-def compare_arm(task: str, arm: str, keys: Sequence[str]) -> list[Row]:
+def compare_trials(compared: Row) -> list[Row]:
     """Return a row per metric; none where answers are missing.
 
     Args:
-        task: As rows have it.
-        arm: The candidate.
-        keys: Of its trials by seed, and then of the control's.
+        compared: What every row has: the task, the arm, its baseline, how many seeds there are, and the trials of the
+            arm by seed and then those of the baseline.
     """
-    paths = [answers_file(task, key) for key in keys]
+    paths = [answers_file(compared["task"], key) for key in compared["trials"].split()]
     if not all(path.is_file() for path in paths):
-        print(f"{task}  {arm}  not compared: answers are missing here", flush=True)
+        print(f"{compared['task']}  {compared['arm']}  not compared: answers are missing here", flush=True)
         return []
     models = [read_measured(path) for path in paths]
-    half = len(models) // 2
-    intervals = compare(models[:half], models[half:], load_config(ROOT / "params.yaml"), metrics=METRICS)
-    shared = {"task": task, "arm": arm, "seeds": half, "trials": " ".join(keys)}
-    return [shared | {"metric": name} | asdict(interval) for name, interval in intervals.items()]
+    own, others = models[: compared["seeds"]], models[compared["seeds"] :]
+    config = load_config(ROOT / "params.yaml")
+    intervals = {(name, name): interval for name, interval in compare(own, others, config, metrics=METRICS).items()}
+    if COST_METRICS[0] in own[0].sums[TEST]:
+        pairs = itertools.product(COST_METRICS, COST_METRICS)
+        intervals |= {pair: compare_costs(own, others, pair, config) for pair in pairs}
+    return [
+        compared | {"metric": metric, "baseline_metric": of_baseline} | asdict(interval)
+        for (metric, of_baseline), interval in intervals.items()
+    ]
+
+
+def compare_costs(own: list[Measured], others: list[Measured], rules: tuple[str, str], config: Config) -> Interval:
+    """Return the difference of what decisions cost, each arm's by a rule of its own."""
+    costs, of_others = (
+        [Measured(sums={TEST: {COST_METRICS[0]: model.sums[TEST][rule]}}) for model in models]
+        for models, rule in zip((own, others), rules, strict=True)
+    )
+    (interval,) = compare(costs, of_others, config).values()
+    return interval
 
 
 def read_measured(path: Path) -> Measured:

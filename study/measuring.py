@@ -24,7 +24,7 @@ from grpo_rm.inference import Predictions, predict
 from grpo_rm.model import Model, ModelConfig, VisionModel
 from pipelines.batches import PREPARED, evaluation_batches
 from pipelines.dense_answers import answer_split
-from pipelines.measurements import TEST
+from pipelines.measurements import TEST, read_costs
 from pipelines.tasks import segmentation
 
 Metrics = dict[str, float]
@@ -55,6 +55,7 @@ def measure_model(model: VisionModel, config: Config, sets: tuple[str, ...]) -> 
             splits[name],
             ks=config.evaluate.knn_k,
             knn_temperature=config.evaluate.knn_temperature,
+            costs=read_costs(config),
         )
         results[name] = measured.metrics, kept_answers(measured, splits[name])
     return results

@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from grpo_rm.config import Config, load_config, task_blocks
 from pipelines.lineage import sha256
 from study.arms import Arm
+from study.costs import COSTS
 from study.tasks import Task
 from study.workspace import MANIFEST, WORK, pretrained_weights, read_rows, trial_file
 
@@ -25,6 +27,7 @@ Stage = Literal["tune", "final"]
 TUNING_SEEDS = (100,)
 FINAL_SEEDS = (0, 1, 2, 3, 4)
 EMBEDDING_CRITERIA = ("knn_top1_k20_t0.07", "linear_probe_top1")
+COST_METRICS = ("expected_cost", "expected_cost_bayes_calibrated")  # of the likeliest class, of that of least cost
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,21 @@ def choose_rate(rows: Sequence[Mapping[str, Any]], task: Task) -> float | None:
     """
     if len({row["key"] for row in rows}) < len(task.rates) * len(TUNING_SEEDS):
         return None
-    metrics = [f"val/{name}" for name in (head_criterion(task), *EMBEDDING_CRITERIA)]
     of_rate: dict[float, list[float]] = {rate: [] for rate in task.rates}
     for row in rows:
-        of_rate[row["learning_rate"]].append(statistics.mean(row.get(name, float("-inf")) for name in metrics))
+        of_rate[row["learning_rate"]].append(criterion(row, task))
     means = {rate: statistics.mean(values) for rate, values in of_rate.items()}
     best = max(means, key=lambda rate: means[rate])
-    return best if means[best] > float("-inf") else None
+    return best if means[best] > -math.inf else None
+
+
+def criterion(row: Mapping[str, Any], task: Task) -> float:
+    """Return what a rate is chosen by: of a training that diverged minus infinity."""
+    if "error" in row:
+        return -math.inf
+    if task.has_costs:  # an arm may be the better by either decision
+        return -min(float(row[f"val/{name}"]) for name in COST_METRICS)
+    return statistics.mean(float(row[f"val/{name}"]) for name in (head_criterion(task), *EMBEDDING_CRITERIA))
 
 
 def make_trial(task: Task, arm: Arm, stage: Stage, rate: float, seed: int) -> Trial:
@@ -124,9 +135,10 @@ def configured(config: Config, arm: Arm, rate: float, seed: int) -> Config:
 def dependencies(config: Config, arm: Arm, folder: Path, weights: Path | None) -> dict[str, Any]:
     """Return what the result of a trial depends on, but for code and versions."""
     blocks = {"seed", "task", "encoder", "finetune"} | task_blocks(config)
-    return config.model_dump(include=blocks, exclude={"finetune": {"seeds"}}) | {
+    known = config.model_dump(include=blocks, exclude={"finetune": {"seeds"}}) | {
         "objective": None if arm.objective is None else config.objective.model_dump(),
         "measured_by": config.evaluate.model_dump(include={"knn_k", "knn_temperature"}),
         "data": sha256(folder / MANIFEST),
         "initial_model": sha256(weights) if weights else None,
     }
+    return known | ({"costs": sha256(folder / COSTS)} if config.objective.cost_matrix else {})

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.lineage import ROOT
-from study.arms import ARMS
 from study.protocol import Row, finished_trials
 from study.tasks import STUDIED, Task
 from study.workspace import is_open, trial_file, write_rows
@@ -24,7 +23,7 @@ def collect() -> list[Row]:
     here = [task for task in STUDIED if is_open(task)]
     replaced = {name for task in here for name in (task.name, task.shifted)}
     kept = [row for row in read_results() if row["task"] not in replaced]
-    rows = kept + [row for task in here for arm in ARMS.values() for row in finished_trials(task, arm)]
+    rows = kept + [row for task in here for arm in task.arms.values() for row in finished_trials(task, arm)]
     if rows:
         write_table(rows, RESULTS)
     return rows

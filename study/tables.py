@@ -1,5 +1,6 @@
 """The tables of docs/experiments.md, from the two Parquet files beside this one: `python -m study.tables`."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -7,9 +8,9 @@ from dataclasses import dataclass
 
 from grpo_rm.evaluation.comparison import holm
 from pipelines.stage import run_stage
-from study.arms import ARMS, CONTROL
+from study.arms import ARMS, CONTROL, COST_WEIGHTED
 from study.comparisons import read_comparisons
-from study.protocol import EMBEDDING_CRITERIA, Row
+from study.protocol import COST_METRICS, EMBEDDING_CRITERIA, Row
 from study.results import read_results
 from study.tasks import NAMES
 
@@ -31,7 +32,9 @@ def main() -> None:
     """Print all tables."""
     finals = [row for row in read_results() if row["stage"] == "final"]
     comparisons = read_comparisons()
-    print("\n\n".join([*task_tables(finals), difference_table(comparisons), bar_table(comparisons)]))
+    costs = [row for row in comparisons if row["metric"] in COST_METRICS]
+    general = [row for row in comparisons if row["task"] not in {row["task"] for row in costs}]
+    print("\n\n".join([*task_tables(finals), cost_table(finals, costs), difference_table(general), bar_table(general)]))
 
 
 def task_tables(finals: Sequence[Row]) -> list[str]:
@@ -84,6 +87,40 @@ def steps_to_control(row: Row, control: Row) -> float:
     goal = max(control[name])
     reached = [step for step, value in zip(row["curve/step"], row[name], strict=True) if value >= goal]
     return reached[0] if reached else math.inf
+
+
+def cost_table(finals: Sequence[Row], comparisons: Sequence[Row]) -> str:
+    """Return what decisions for the likeliest class cost, and those for the class of least expected cost, of each arm.
+
+    Beside it the differences to the baselines, with intervals over seeds and images, and p after Holm over the table.
+    """
+    family = [row for row in comparisons if (row["baseline"], row["baseline_metric"]) in BASELINES]
+    corrected = holm([row["p_value"] for row in family])
+    differences = {
+        (row["arm"], row["metric"], row["baseline"], row["baseline_metric"]): (row, p_value)
+        for row, p_value in zip(family, corrected, strict=True)
+    }
+    rows = []
+    for arm, metric in itertools.product(ARMS, COST_METRICS):
+        values = [row[f"test/{metric}"] for row in finals if row["arm"] == arm and f"test/{metric}" in row]
+        if values:
+            spread = f" ({statistics.stdev(values):.4f})" if len(values) > 1 else ""
+            cells = [cost_cell(differences.get((arm, metric, *baseline))) for baseline in BASELINES]
+            rows.append([arm, RULES[metric], str(len(values)), f"{statistics.mean(values):.4f}{spread}", *cells])
+    header = ["arm", "decision", "n", "expected cost", *(f"- {name}, {RULES[metric]}" for name, metric in BASELINES)]
+    return f"### What decisions cost\n\n{markdown(header, rows)}"
+
+
+BASELINES = ((CONTROL, COST_METRICS[0]), (CONTROL, COST_METRICS[1]), (COST_WEIGHTED, COST_METRICS[0]))
+RULES = dict(zip(COST_METRICS, ("likeliest", "least cost"), strict=True))
+
+
+def cost_cell(known: tuple[Row, float] | None) -> str:
+    """Return a difference, its interval and its p; nothing where it is not known."""
+    if known is None:
+        return ""
+    row, p_value = known
+    return f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, p {p_value:.3f})"
 
 
 def difference_table(comparisons: Sequence[Row]) -> str:

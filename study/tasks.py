@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from study import images
+from study.arms import ARMS, CONTROL, Arm
+from study.costs import COSTS
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Task:
     shifted: str | None = None
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
 
+    @property
+    def has_costs(self) -> bool:
+        """Whether confusions have costs."""
+        return self.params.get("objective", {}).get("cost_matrix") is not None
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """The arms it is studied with, by name."""
+        return {name: arm for name, arm in ARMS.items() if name == CONTROL or arm.needs_costs == self.has_costs}
+
 
 NPZ = {"source": "npz:images"}
 EXPERIMENT = "study"
@@ -54,6 +66,7 @@ def _color(epochs: int) -> dict[str, Any]:
     }
 
 
+WITH_COSTS = {"rewards": {"accuracy": 1.0, "uniformity": 1.0, "cost_matrix": 0.0}, "cost_matrix": str(COSTS)}
 GATES = ("thresholds", "min_gain_over_control", "min_gain_over_champion")
 CAMVID = {
     "task": "segmentation",
@@ -133,6 +146,14 @@ STUDIED = (
         images.write_few_shot,
         needs=(images.TINY,),
         start=ENCODER.name,
+    ),
+    Task(
+        "costs",
+        "the images of fashion, a cost for each confusion; pretrained on them by cross-entropy",
+        _gray(8) | {"objective": WITH_COSTS, "pretrain": {"epochs": 8}},
+        images.write_fashion,
+        needs=(images.FASHION,),
+        start="costs",
     ),
     Task(
         "camvid",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.stage import run_stage
-from study.arms import ARMS, Arm
+from study.arms import Arm
 from study.protocol import (
     EMBEDDING_CRITERIA,
     FINAL_SEEDS,
@@ -33,7 +33,8 @@ def main() -> None:
     """Run what the command line names: a task, arms with commas between them, and the last stage."""
     name, arms, stage = sys.argv[1:]
     try:
-        work(TASKS[name], [ARMS[arm] for arm in arms.split(",")], has_final=stage == "final")
+        task = TASKS[name]
+        work(task, [task.arms[arm] for arm in arms.split(",") if arm in task.arms], has_final=stage == "final")
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{name}: {interrupt or 'interrupted'}") from interrupt
 

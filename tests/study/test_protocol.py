@@ -38,7 +38,7 @@ def test_every_arm_has_valid_parameters_on_every_task(task, tmp_path):
     write_params(task, tmp_path / "params.yaml")
     config = load_config(tmp_path / "params.yaml")
     assert config.tracking.experiment == "study"
-    for arm in ARMS.values():
+    for arm in task.arms.values():
         assert configured(config, arm, 0.004, 7).finetune.learning_rate == 0.004
 
 
@@ -111,7 +111,7 @@ def tuned(values):
     knn, probe = protocol.EMBEDDING_CRITERIA
     return [
         {"key": f"{rate}/{seed}", "learning_rate": rate}
-        | ({"val/accuracy": value, f"val/{knn}": 2 * value, f"val/{probe}": 0.0} if value is not None else {})
+        | ({"error": "nan"} if value is None else {"val/accuracy": value, f"val/{knn}": 2 * value, f"val/{probe}": 0.0})
         for rate, of_seeds in zip(RATES, values, strict=True)
         for seed, value in zip(protocol.TUNING_SEEDS, of_seeds, strict=True)
     ]

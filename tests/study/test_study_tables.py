@@ -5,7 +5,7 @@ import math
 import pytest
 
 from study import tables
-from study.protocol import EMBEDDING_CRITERIA
+from study.protocol import COST_METRICS, EMBEDDING_CRITERIA
 from study.tables import correct_arm, count_bar, difference_table, steps_to_control, task_tables
 
 KNN, PROBE = EMBEDDING_CRITERIA
@@ -104,3 +104,27 @@ def test_the_bar_counts_tasks():
 
 def test_what_holm_is_over_is_what_the_bar_is_about():
     assert set(tables.DECIDING) == {"accuracy", "miou", KNN, PROBE}
+
+
+def test_costs_of_both_decisions_and_differences_to_the_baselines():
+    likeliest, least = COST_METRICS
+    finals = [
+        {"task": "costs", "arm": arm, "seed": seed, f"test/{likeliest}": 0.3 + 0.1 * seed, f"test/{least}": 0.25}
+        for arm in ("cross_entropy", "cost_reward")
+        for seed in (0, 1)
+    ]
+    row = {"task": "costs", "arm": "cost_reward", "metric": likeliest, "seeds": 2, "difference": -0.02}
+    row |= {"low": -0.03, "high": 0.01, "baseline": "cross_entropy"}
+    rows = [
+        row | {"baseline_metric": likeliest, "p_value": 0.01},
+        row | {"baseline_metric": least, "p_value": 0.03},
+        row
+        | {"baseline": "cost_weighted", "baseline_metric": least, "p_value": 0.001},  # no baseline: not in the family
+    ]
+    lines = tables.cost_table(finals, rows).splitlines()[-4:]
+    assert lines[0] == "| cross_entropy | likeliest | 2 | 0.3500 (0.0707) |  |  |  |"
+    assert lines[2] == (
+        "| cost_reward | likeliest | 2 | 0.3500 (0.0707) | -0.0200 (-0.0300 to +0.0100, p 0.020) | "
+        "-0.0200 (-0.0300 to +0.0100, p 0.030) |  |"
+    )
+    assert lines[3] == "| cost_reward | least cost | 2 | 0.2500 (0.0000) |  |  |  |"
