@@ -26,7 +26,8 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # strict: a stage is 
 
 EMBEDDED = ("digits", "shapes")
 SOURCES = (*EMBEDDED, "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
-REWARDS = ("accuracy", "uniformity", "region_iou", "cost_matrix", "class_similarity")
+OF_COSTS = ("cost_matrix", "confusion_cost")
+REWARDS = ("accuracy", "uniformity", "region_iou", *OF_COSTS, "class_similarity")
 REWARD_FILES = Path("data/rewards")  # the stage depends on it
 MONITORS, DENSE_MONITORS = ("val_accuracy", "val_nll"), ("val_miou", "val_pixel_accuracy", "val_nll")
 TAKEN_NAMES = ("train", "val", "test", "robustness", "onnx")  # of splits, and of what metrics begin with
@@ -301,12 +302,15 @@ class Objective(_Block):
 
     @model_validator(mode="after")
     def _has_costs_and_their_reward(self) -> "Objective":
-        if "cost_matrix" in self.rewards and self.cost_matrix is None:
+        asking = [name for name in OF_COSTS if name in self.rewards]
+        if asking and self.cost_matrix is None:
             raise ValueError(
-                f"rewards has cost_matrix, so set cost_matrix to a CSV file below {REWARD_FILES}, got null"
+                f"rewards has {asking[0]}, so set cost_matrix to a CSV file below {REWARD_FILES}, got null"
             )
-        if "cost_matrix" not in self.rewards and self.cost_matrix is not None:
-            raise ValueError(f"cost_matrix is {self.cost_matrix!r}, but rewards has no weight of that name: add it")
+        if not asking and self.cost_matrix is not None:
+            raise ValueError(
+                f"cost_matrix is {self.cost_matrix!r}, but rewards has no weight for {' or '.join(OF_COSTS)}: add one"
+            )
         return self
 
 

@@ -136,6 +136,43 @@ class MatrixReward:
         return rows if group.is_full else rows.gather(1, group.outputs)
 
 
+class ConfusionCostReward:
+    """Reward accuracy and uniformity by what each confusion costs (ours).
+
+        r(k) = 1[k = y] sum_j C[y, j] pi_old(j) - C[y, k] pi_old(k)
+
+    With a cost of 1 for every confusion it is accuracy and uniformity, `1[k = y] - pi_old(k)`, so with `scale: none`
+    cross-entropy. A confusion that costs more is pushed back more, in proportion to its probability, so the push ends
+    where the image is fitted; where classes cannot be told apart, the most probable of two is the one whose choice
+    costs less (derived: `docs/objective.md`).
+    """
+
+    def __init__(self, costs: Tensor) -> None:
+        """Take the costs of K classes.
+
+        Args:
+            costs: (K, K), a row per label, a column per output. What being right costs is taken off its row.
+
+        Raises:
+            ValueError: The matrix is not square, a value is not finite, or a confusion costs less than being right.
+        """
+        self.of_confusion = MatrixReward(costs - costs.diagonal().unsqueeze(1) if costs.ndim == 2 else costs)
+        matrix = self.of_confusion.matrix
+        if (matrix < 0).any():
+            row, column = (matrix < 0).nonzero()[0].tolist()
+            raise ValueError(
+                f"taking class {row} for {column} costs {costs[row, column]:g}, and being right {costs[row, row]:g}; "
+                "expected that no confusion costs less than being right. The reward cost_matrix takes any number"
+            )
+
+    def __call__(self, group: Group) -> Tensor:
+        """Return (N, k) float32. With several labels a confusion costs the mean over them, and they share the gain."""
+        is_right = accuracy_reward(group)
+        expected = self.of_confusion(group) * group.old_probs * (1 - is_right)
+        num_right = is_right.sum(dim=-1, keepdim=True).clamp(min=1)
+        return is_right * expected.sum(dim=-1, keepdim=True) / num_right - expected
+
+
 def class_similarity(class_means: Tensor) -> Tensor:
     """Return the cosine similarity of the classes' mean embeddings, for `MatrixReward` (ours).
 
@@ -230,7 +267,8 @@ def check_rewards(group: Group, rewards: Mapping[str, Reward], weights: Tensor) 
 
 def is_per_site(reward: Reward) -> bool:
     """Return whether it is known to look at each site alone, so that sites may be cut into parts."""
-    return reward is accuracy_reward or reward is uniformity_reward or isinstance(reward, MatrixReward)
+    ours = MatrixReward | ConfusionCostReward
+    return reward is accuracy_reward or reward is uniformity_reward or isinstance(reward, ours)
 
 
 def _is_ours(reward: Reward) -> bool:

@@ -7,12 +7,14 @@ import torch
 from accelerate import Accelerator
 
 from grpo_rm import config
+from grpo_rm.config import OF_COSTS
 from grpo_rm.cost_matrix import read_cost_matrix
 from grpo_rm.head import class_means
 from grpo_rm.inference import predict
 from grpo_rm.losses import GrpoRmLoss, Objective
 from grpo_rm.model import Model, VisionModel
 from grpo_rm.rewards import (
+    ConfusionCostReward,
     MatrixReward,
     Reward,
     accuracy_reward,
@@ -52,9 +54,10 @@ def _module_file(path: str) -> str | None:
 def _reward(name: str, settings: config.Objective, model: VisionModel, accelerator: Accelerator) -> Reward:
     if ":" in name:
         return import_reward(name)
-    if name == "cost_matrix":
+    if name in OF_COSTS:
         assert settings.cost_matrix
-        return MatrixReward(-read_cost_matrix(Path(settings.cost_matrix), model.config.classes))
+        costs = read_cost_matrix(Path(settings.cost_matrix), model.config.classes)
+        return ConfusionCostReward(costs) if name == "confusion_cost" else MatrixReward(-costs)
     if name == "class_similarity":
         return MatrixReward(class_similarity(_class_means(model, accelerator.device)))
     return {"accuracy": accuracy_reward, "uniformity": uniformity_reward, "region_iou": region_iou_reward}[name]

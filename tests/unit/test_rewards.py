@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grpo_rm.policy import log_policy
 from grpo_rm.rewards import (
+    ConfusionCostReward,
     Group,
     MatrixReward,
     accuracy_reward,
@@ -107,6 +108,48 @@ def test_a_matrix_that_is_none():
         MatrixReward(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="the reward of label 1 and output 0 is nan, expected a number"):
         MatrixReward(torch.tensor([[0.0, 0.0], [float("nan"), 0.0]]))
+
+
+def test_confusion_cost_golden():
+    """Costs (0, 1, 10) of label 0, probabilities (.5, .3, .2): the confusions lose .3 and 2, which the label gains."""
+    reward = ConfusionCostReward(COSTS)
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert reward(group_of(torch.tensor([0]), logits)).tolist() == [pytest.approx([2.3, -0.3, -2.0])]
+    chosen = group_of(torch.tensor([0]), torch.zeros(1, 3), torch.tensor([[2, 0]]))
+    assert reward(chosen).tolist() == [pytest.approx([-5.0, 5.0])]
+
+
+def test_confusion_cost_of_several_labels():
+    """The mean of their rows for what is wrong; each label gains half of it; without a label nothing is gained."""
+    rewards = ConfusionCostReward(COSTS)(group_of(MEMBERS, torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()))
+    wrong = COSTS[MEMBERS[0]].mean(dim=0) * torch.tensor([0.5, 0.3, 0.2]) * ~MEMBERS[0]
+    expected = MEMBERS[0] * wrong.sum() / MEMBERS[0].sum() - wrong
+    torch.testing.assert_close(rewards[0], expected)
+    assert rewards[1].tolist() == [0, 0, 0]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.integers(0, 5))
+def test_confusions_of_cost_one_are_accuracy_and_uniformity(logits, target):
+    costs = 3 + 1 - torch.eye(len(logits))  # being right costs 3 as well: it is taken off
+    group = group_of(torch.tensor([target % len(logits)]), torch.tensor([logits]))
+    expected = accuracy_reward(group) + uniformity_reward(group)
+    torch.testing.assert_close(ConfusionCostReward(costs)(group), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_of_two_classes_the_more_probable_one_is_the_cheaper_choice():
+    """Of images that look alike 30 % are of class 1, which costs 4 to miss, and class 0 costs 1: odds 1.2 / 0.7."""
+    reward, logits = ConfusionCostReward(torch.tensor([[0.0, 1.0], [4.0, 0.0]])), torch.zeros(1, 2)
+    for _ in range(2000):
+        of_class = [reward(group_of(torch.tensor([label]), logits)) for label in (0, 1)]
+        logits = logits + 0.1 * (0.7 * of_class[0] + 0.3 * of_class[1])
+    assert logits.softmax(dim=1)[0, 1].item() == pytest.approx(1.2 / 1.9, abs=1e-3)
+
+
+def test_a_confusion_cheaper_than_being_right():
+    with pytest.raises(ValueError, match="taking class 1 for 0 costs 2, and being right 3; expected that no confusion"):
+        ConfusionCostReward(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    with pytest.raises(ValueError, match=r"is \(2, 3\), expected \(K, K\)"):
+        ConfusionCostReward(torch.zeros(2, 3))
 
 
 def test_class_similarity_golden():
