@@ -34,7 +34,8 @@ def main() -> None:
     comparisons = read_comparisons()
     costs = [row for row in comparisons if row["metric"] in COST_METRICS]
     general = [row for row in comparisons if row["task"] not in {row["task"] for row in costs}]
-    print("\n\n".join([*task_tables(finals), cost_table(finals, costs), difference_table(general), bar_table(general)]))
+    summaries = [cost_table(finals, costs), geometry_table(finals), difference_table(general), bar_table(general)]
+    print("\n\n".join([*task_tables(finals), *summaries]))
 
 
 def task_tables(finals: Sequence[Row]) -> list[str]:
@@ -87,6 +88,19 @@ def steps_to_control(row: Row, control: Row) -> float:
     goal = max(control[name])
     reached = [step for step, value in zip(row["curve/step"], row[name], strict=True) if value >= goal]
     return reached[0] if reached else math.inf
+
+
+GEOMETRY = ("alignment", "uniformity", "effective_rank")
+
+
+def geometry_table(finals: Sequence[Row]) -> str:
+    """Return how the embeddings of test images lie, mean (standard deviation) over seeds; not of places of pixels."""
+    rows = []
+    for task, arm in itertools.product(NAMES, ARMS):
+        of_arm = [row for row in finals if (row["task"], row["arm"]) == (task, arm) and "test/alignment" in row]
+        if of_arm:
+            rows.append([task, arm, str(len(of_arm)), *(mean_cell(of_arm, [name], 1, 2) for name in GEOMETRY)])
+    return f"### Geometry\n\n{markdown(['task', 'arm', 'n', 'alignment', 'uniformity', 'effective rank'], rows)}"
 
 
 def cost_table(finals: Sequence[Row], comparisons: Sequence[Row]) -> str:

@@ -106,6 +106,13 @@ def test_what_holm_is_over_is_what_the_bar_is_about():
     assert set(tables.DECIDING) == {"accuracy", "miou", KNN, PROBE}
 
 
+def test_geometry_is_of_the_trials_that_measured_it():
+    rows = [row | {"test/alignment": 0.5, "test/uniformity": -2.5, "test/effective_rank": 8.0} for row in ROWS[:2]]
+    lines = tables.geometry_table([*rows, *ROWS[2:]]).splitlines()
+    assert lines[-1] == "| digits | cross_entropy | 2 | 0.50 (0.00) | -2.50 (0.00) | 8.00 (0.00) |"
+    assert len(lines) == 5
+
+
 def test_costs_of_both_decisions_and_differences_to_the_baselines():
     likeliest, least = COST_METRICS
     finals = [
