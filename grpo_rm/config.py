@@ -307,6 +307,11 @@ class Objective(_Block):
             raise ValueError(
                 f"rewards has {asking[0]}, so set cost_matrix to a CSV file below {REWARD_FILES}, got null"
             )
+        if self.rewards.get("confusion_cost") and self.scale == "group":
+            raise ValueError(
+                "rewards has confusion_cost and scale is group, which divides away what the confusions of an image "
+                "cost: set scale to none"
+            )
         if not asking and self.cost_matrix is not None:
             raise ValueError(
                 f"cost_matrix is {self.cost_matrix!r}, but rewards has no weight for {' or '.join(OF_COSTS)}: add one"

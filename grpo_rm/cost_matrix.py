@@ -11,7 +11,7 @@ from grpo_rm.rewards import nearest
 
 
 def read_cost_matrix(path: Path, classes: Sequence[str]) -> Tensor:
-    """Read what it costs to predict one class where another is true. The reward is minus the cost.
+    """Read what it costs to predict one class where another is true.
 
     The first line names the predicted classes; its first cell may hold anything. Each other line has the true class in
     its first cell and then the costs. Rows and columns may be in any order, but all have to be there.

@@ -25,7 +25,8 @@ class Memory:
         if size < 1:
             raise ValueError(f"size is {size}, expected at least 1 place to remember")
         self.size, self.device = size, device or torch.device("cpu")
-        self.embeddings, self.labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+        self.embeddings = torch.empty(0, 0, device=self.device)
+        self.labels = torch.empty(0, dtype=torch.int64, device=self.device)
 
     def __len__(self) -> int:
         """Return M, how many places there are."""
@@ -38,8 +39,8 @@ class Memory:
             embeddings: (..., D).
             labels: (...) integers, or (..., K) bool; a place without a label is not remembered.
         """
-        embeddings = embeddings.detach().float().flatten(0, -2)
-        labels = labels.flatten(0, -2) if labels.dtype == torch.bool else labels.flatten()
+        embeddings, labels = embeddings.detach().float().flatten(0, -2).to(self.device), labels.to(self.device)
+        labels = labels.flatten(0, -2) if labels.dtype == torch.bool else labels.flatten().long()
         has_label = labels.any(dim=1) if labels.ndim == 2 else labels >= 0
         embeddings, labels = embeddings[has_label], labels[has_label]
         if len(self):

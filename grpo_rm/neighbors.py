@@ -22,16 +22,17 @@ EPS = 0.01  # added to the standard deviation of the rewards, of which a right c
 def neighbor_loss(places: Places, *, temperature: float) -> LossOutput:
     """Return the GRPO-RM loss of the policy over what is remembered, weighted over the places (ours).
 
-    Every class in the memory counts the same: candidate j has the weight w_j = 1 / (number of its class), made to add
-    up to 1. With W the weight of all candidates of the place's class, policy and reward of candidate j are
+    Every class in the memory counts the same, where an image has one label: candidate j has the weight
+    w_j = 1 / (number of its class), made to add up to 1. With W the weight of all candidates of the place's class,
+    policy and reward of candidate j are
 
         pi(j) ~ w_j exp(cos(j) / temperature),    r(j) = 1[same class] - W pi_old(j) / w_j
         A = r / (std r + 0.01),    J = P sum_j w_j A_j log pi(j),    P = sum of pi_old over the class
 
     where pi_old is the present policy, and mean and std are weighted by w; the mean is 0. The push ends where the
     policy is that of the weights over the class, and 0 elsewhere; unscaled, without P and with equal weights it would
-    be that of the supervised contrastive loss (Khosla et al. 2020). By P a place that lies among another class, as one
-    does whose label is wrong, is hardly pulled.
+    be that of the supervised contrastive loss (Khosla et al. 2020) times W. By P a place that lies among another class,
+    as one does whose label is wrong, is hardly pulled.
 
     Args:
         places: With several labels, one in common is the same class, and a candidate has the mean weight of its
@@ -60,7 +61,10 @@ def neighbor_loss(places: Places, *, temperature: float) -> LossOutput:
 
 
 def balanced_weights(labels: Tensor) -> Tensor:
-    """Return weights that add up to 1, every class with the same: (M,) or (M, K) bool labels to (M,) float32."""
+    """Return weights that add up to 1, every class with the same: (M,) labels to (M,) float32.
+
+    Of (M, K) bool labels a candidate has the mean over its labels, so classes have nearly the same.
+    """
     if labels.ndim == 2:
         members = labels.float()
         weights = members @ (1 / members.sum(dim=0).clamp(min=1)) / members.sum(dim=1)

@@ -141,32 +141,35 @@ class ConfusionCostReward:
 
         r(k) = 1[k = y] sum_j C[y, j] pi_old(j) - C[y, k] pi_old(k)
 
-    With a cost of 1 for every confusion it is accuracy and uniformity, `1[k = y] - pi_old(k)`, so with `scale: none`
-    cross-entropy. A confusion that costs more is pushed back more, in proportion to its probability, so the push ends
-    where the image is fitted; where classes cannot be told apart, the most probable of two is the one whose choice
-    costs less (derived: `docs/objective.md`).
+    For an image of one label, with a cost of 1 for every confusion, it is accuracy and uniformity,
+    `1[k = y] - pi_old(k)`, so with `scale: none` cross-entropy. A confusion that costs more is pushed back more, in
+    proportion to its probability, and one that costs nothing is not, so the push ends where the image is fitted. Of two
+    classes that cannot be told apart the more probable one is the cheaper choice (derived: `docs/objective.md`).
     """
 
-    def __init__(self, costs: Tensor) -> None:
+    def __init__(self, costs: Tensor, classes: Sequence[str] = ()) -> None:
         """Take the costs of K classes.
 
         Args:
             costs: (K, K), a row per label, a column per output. What being right costs is taken off its row.
+            classes: Their names, for messages.
 
         Raises:
             ValueError: The matrix is not square, a value is not finite, or a confusion costs less than being right.
         """
-        self.of_confusion = MatrixReward(costs - costs.diagonal().unsqueeze(1) if costs.ndim == 2 else costs)
-        matrix = self.of_confusion.matrix
-        if (matrix < 0).any():
-            row, column = (matrix < 0).nonzero()[0].tolist()
+        matrix = MatrixReward(costs.float()).matrix
+        self.of_confusion = MatrixReward(matrix - matrix.diagonal().unsqueeze(1))
+        is_cheap = self.of_confusion.matrix < 0
+        if is_cheap.any():
+            row, column = is_cheap.nonzero()[0].tolist()
+            true, predicted = (repr(classes[index]) if classes else f"class {index}" for index in (row, column))
             raise ValueError(
-                f"taking class {row} for {column} costs {costs[row, column]:g}, and being right {costs[row, row]:g}; "
-                "expected that no confusion costs less than being right. The reward cost_matrix takes any number"
+                f"to predict {predicted} where {true} is true costs {matrix[row, column]:g}, and being right "
+                f"{matrix[row, row]:g}; expected that none costs less. The reward cost_matrix takes any number"
             )
 
     def __call__(self, group: Group) -> Tensor:
-        """Return (N, k) float32. With several labels a confusion costs the mean over them, and they share the gain."""
+        """Return (N, k). With several labels a confusion costs the mean over them, and each gains as much."""
         is_right = accuracy_reward(group)
         expected = self.of_confusion(group) * group.old_probs * (1 - is_right)
         num_right = is_right.sum(dim=-1, keepdim=True).clamp(min=1)

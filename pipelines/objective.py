@@ -57,7 +57,12 @@ def _reward(name: str, settings: config.Objective, model: VisionModel, accelerat
     if name in OF_COSTS:
         assert settings.cost_matrix
         costs = read_cost_matrix(Path(settings.cost_matrix), model.config.classes)
-        return ConfusionCostReward(costs) if name == "confusion_cost" else MatrixReward(-costs)
+        if name == "cost_matrix":
+            return MatrixReward(-costs)
+        try:
+            return ConfusionCostReward(costs, model.config.classes)
+        except ValueError as error:
+            raise ValueError(f"{settings.cost_matrix}: {error}") from error
     if name == "class_similarity":
         return MatrixReward(class_similarity(_class_means(model, accelerator.device)))
     return {"accuracy": accuracy_reward, "uniformity": uniformity_reward, "region_iou": region_iou_reward}[name]

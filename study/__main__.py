@@ -46,7 +46,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tasks", type=lambda text: names(text, TASKS), default=list(TASKS), help="such as tiny,digits"
     )
-    parser.add_argument("--arms", type=lambda text: names(text, ARMS), default=list(ARMS), help="such as default,inner")
+    parser.add_argument(
+        "--arms", type=lambda text: names(text, ARMS), default=list(ARMS), help="such as neighbors,inner"
+    )
     parser.add_argument("--stage", choices=("tune", "final"), default="final", help="the last one to run")
     parser.add_argument("--jobs", type=int, default=2, help="tasks at a time, each in a process with one thread")
     return parser.parse_args()

@@ -1,7 +1,8 @@
-"""The differences of the arms to cross-entropy, with intervals over seeds and images: study/comparisons.parquet.
+"""The differences of the arms to their baselines, with intervals over seeds and images: study/comparisons.parquet.
 
-They follow from the answers that final trials keep, and take minutes; what is known of the same trials is not computed
-again. `python -m study.comparisons` brings the file up to date.
+The baseline is cross-entropy, with costs also cross-entropy weighted by them. Differences follow from the answers that
+final trials keep, and take minutes; what is known of the same trials is not computed again. `python -m
+study.comparisons` brings the file up to date.
 """
 
 import itertools
@@ -47,7 +48,7 @@ def update_comparisons() -> list[Row]:
     for task, arm, baseline in itertools.product(NAMES, ARMS, (CONTROL, COST_WEIGHTED)):
         candidates, rivals = (_by_seed(finals, task, name) for name in (arm, baseline))
         seeds = sorted(candidates.keys() & rivals.keys())
-        if arm != baseline and seeds:
+        if arm not in (CONTROL, baseline) and seeds:
             trials = " ".join(of[seed]["key"] for of in (candidates, rivals) for seed in seeds)
             compared = {"task": task, "arm": arm, "baseline": baseline, "seeds": len(seeds), "trials": trials}
             former = [row for row in known if compared.items() <= row.items()]

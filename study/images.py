@@ -18,7 +18,6 @@ Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (N, H, W) or (N, H,
 Rows = NDArray[np.int64]
 
 SEED = 0  # of all draws here, whatever the seed of a training
-FASHION_CLASSES = tuple("0123456789")
 FASHION, TINY = "fashion_mnist", "tinyimagenet50.tar.gz"
 FASHION_TRAIN, FASHION_VAL, FASHION_TEST = 200, 200, 1000  # of a class
 LONGEST, RATIO = 600, 50  # images of the most frequent class, and how many times those of the rarest
@@ -85,7 +84,7 @@ def _write_fashion(folder: Path, shared: Path, counts: list[int], *, noise: floa
         "val": (images[val], labels[val]),
         "test": (test_images[test], test_labels[test]),
     }
-    write_splits(folder, parts, list(FASHION_CLASSES))
+    write_splits(folder, parts, [str(label) for label in range(10)])
 
 
 def _write_tiny(folder: Path, shared: Path, count: int) -> None:

@@ -1,7 +1,7 @@
 """What is run: first the learning rate of each arm is chosen on validation, then it is trained with other seeds.
 
-1. `tune`: every arm with the same rates and seeds. Its rate on a task is the one with the highest mean criterion, the
-   same for all arms: the mean of what the head, k-NN and probe achieve on validation. No test image chooses anything.
+1. `tune`: every arm with the same rates and seeds. Its rate on a task is the one with the highest mean `criterion`, the
+   same for all arms, on validation. No test image chooses anything.
 2. `final`: that rate with seeds that chose nothing, measured on test as well.
 """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pipelines.stage import run_stage
 from study.arms import Arm
 from study.protocol import (
+    COST_METRICS,
     EMBEDDING_CRITERIA,
     FINAL_SEEDS,
     TUNING_SEEDS,
@@ -34,6 +35,10 @@ def main() -> None:
     name, arms, stage = sys.argv[1:]
     try:
         task = TASKS[name]
+        for arm in sorted(set(arms.split(",")) - set(task.arms)):
+            print(
+                f"{name}  {arm}  skipped: it is for tasks {'without' if task.has_costs else 'with'} costs", flush=True
+            )
         work(task, [task.arms[arm] for arm in arms.split(",") if arm in task.arms], has_final=stage == "final")
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{name}: {interrupt or 'interrupted'}") from interrupt
@@ -96,7 +101,7 @@ class Progress:
         """Return what is said of a finished trial."""
         seconds = (time.monotonic() - self.started) / self.run_here
         left = f"about {seconds * (self.total - self.done) / 60:.0f} min left"
-        names = (head_criterion(trial.task), *EMBEDDING_CRITERIA)
+        names = COST_METRICS if trial.task.has_costs else (head_criterion(trial.task), *EMBEDDING_CRITERIA)
         values = "  ".join(f"{name.partition('_t')[0]} {row.get(f'val/{name}', float('nan')):.4f}" for name in names)
         what = f"{trial.stage:5}  {trial.arm.name:14} lr {trial.rate:g}  seed {trial.config.seed}"
         return f"{self.task.name:10} {what}  {values}  {row['seconds']:.1f} s  {self.done} of {self.total}, {left}"

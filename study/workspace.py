@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
+from grpo_rm.datasets import read_dataset
 from pipelines.configure import configure
 from pipelines.lineage import ROOT
 from study.costs import COSTS, write_costs
-from study.images import FASHION_CLASSES
 from study.tasks import Task, find_workspace_task
 
 WORK = ROOT / "study/work"
@@ -52,13 +52,13 @@ def open_workspace(task: Task) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_params(task, folder / "params.yaml")
     write_images(task, folder / "images")
-    if task.has_costs:
-        write_costs(folder / COSTS, FASHION_CLASSES)
     if not (folder / MANIFEST).is_file():
         from pipelines import prepare
 
         with contextlib.chdir(folder):
             prepare.main()
+    if task.has_costs:
+        write_costs(folder / COSTS, read_dataset(folder / MANIFEST.parent)["classes"])
     if task.start:
         pretrain(task.start)
     return folder

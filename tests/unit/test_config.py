@@ -369,6 +369,12 @@ def test_a_gate_asks_of_known_metrics_with_a_direction(load, block):
     assert lines({}) == [f"{start}: Dictionary should have at least 1 item after validation, not 0"]
 
 
+def test_confusion_costs_are_not_divided_away(load):
+    rewards = {"confusion_cost": 1.0}
+    (line,) = message_of(load, objective__rewards=rewards, objective__cost_matrix="data/rewards/costs.csv")
+    assert "rewards has confusion_cost and scale is group" in line
+
+
 def test_costs_without_a_weight(load):
     (line,) = message_of(load, objective__cost_matrix="data/rewards/costs.csv")
     assert line.startswith(

@@ -145,11 +145,28 @@ def test_of_two_classes_the_more_probable_one_is_the_cheaper_choice():
     assert logits.softmax(dim=1)[0, 1].item() == pytest.approx(1.2 / 1.9, abs=1e-3)
 
 
+def test_where_the_push_of_confusion_costs_ends():
+    """p_k = h_k sum_j C[k, j] p_j / sum_y h_y C[y, k] for images of all classes, in shares h, that look alike."""
+    torch.manual_seed(0)
+    costs, shares, logits = torch.rand(4, 4) + 0.5, torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.zeros(1, 4)
+    costs.fill_diagonal_(0)
+    reward = ConfusionCostReward(costs)
+    for _ in range(3000):
+        rewards = torch.cat([reward(group_of(torch.tensor([label]), logits)) for label in range(4)])
+        logits = logits + 0.2 * shares @ rewards
+    probs = logits.softmax(dim=1)[0]
+    torch.testing.assert_close(probs, shares * (costs @ probs) / (shares @ costs), rtol=1e-3, atol=1e-4)
+
+
 def test_a_confusion_cheaper_than_being_right():
-    with pytest.raises(ValueError, match="taking class 1 for 0 costs 2, and being right 3; expected that no confusion"):
-        ConfusionCostReward(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
-    with pytest.raises(ValueError, match=r"is \(2, 3\), expected \(K, K\)"):
-        ConfusionCostReward(torch.zeros(2, 3))
+    with pytest.raises(
+        ValueError, match="to predict 'a' where 'b' is true costs 2, and being right 3; expected that none"
+    ):
+        ConfusionCostReward(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), ("a", "b"))
+    with pytest.raises(ValueError, match="to predict class 1 where class 0 is true costs 0, and being right 1"):
+        ConfusionCostReward(torch.tensor([[1, 0], [2, 0]], dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"is \(3, 2\), expected \(K, K\)"):
+        ConfusionCostReward(torch.zeros(3, 2))
 
 
 def test_class_similarity_golden():
