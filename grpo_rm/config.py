@@ -27,7 +27,8 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # strict: a stage is 
 EMBEDDED = ("digits", "shapes")
 SOURCES = (*EMBEDDED, "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
 OF_COSTS = ("cost_matrix", "confusion_cost")
-REWARDS = ("accuracy", "uniformity", "region_iou", *OF_COSTS, "class_similarity")
+REWARDS = ("accuracy", "uniformity", "trusted_accuracy", "region_iou", *OF_COSTS, "class_similarity")
+UNSCALED = ("trusted_accuracy", "confusion_cost")  # their size says how much an image counts
 REWARD_FILES = Path("data/rewards")  # the stage depends on it
 MONITORS, DENSE_MONITORS = ("val_accuracy", "val_nll"), ("val_miou", "val_pixel_accuracy", "val_nll")
 TAKEN_NAMES = ("train", "val", "test", "robustness", "onnx")  # of splits, and of what metrics begin with
@@ -307,10 +308,11 @@ class Objective(_Block):
             raise ValueError(
                 f"rewards has {asking[0]}, so set cost_matrix to a CSV file below {REWARD_FILES}, got null"
             )
-        if self.rewards.get("confusion_cost") and self.scale == "group":
+        sized = [name for name in UNSCALED if self.rewards.get(name)]
+        if sized and self.scale == "group":
             raise ValueError(
-                "rewards has confusion_cost and scale is group, which divides away what the confusions of an image "
-                "cost: set scale to none"
+                f"rewards has {sized[0]}, whose size says how much an image counts, and scale is group, which divides "
+                "the size away: set scale to none"
             )
         if not asking and self.cost_matrix is not None:
             raise ValueError(

@@ -21,10 +21,17 @@ from grpo_rm.rewards import (
     class_similarity,
     import_reward,
     region_iou_reward,
+    trusted_accuracy_reward,
     uniformity_reward,
 )
 from pipelines.batches import evaluation_batches
 
+BUILT_IN: dict[str, Reward] = {
+    "accuracy": accuracy_reward,
+    "uniformity": uniformity_reward,
+    "trusted_accuracy": trusted_accuracy_reward,
+    "region_iou": region_iou_reward,
+}
 OF_THE_TRAINER = {"rewards", "cost_matrix", "aggregation", "refresh", "neighbor_memory"}
 
 
@@ -65,7 +72,7 @@ def _reward(name: str, settings: config.Objective, model: VisionModel, accelerat
             raise ValueError(f"{settings.cost_matrix}: {error}") from error
     if name == "class_similarity":
         return MatrixReward(class_similarity(_class_means(model, accelerator.device)))
-    return {"accuracy": accuracy_reward, "uniformity": uniformity_reward, "region_iou": region_iou_reward}[name]
+    return BUILT_IN[name]
 
 
 def _class_means(model: VisionModel, device: torch.device) -> torch.Tensor:

@@ -38,6 +38,7 @@ ARMS = {
         Arm("unscaled", UNSCALED),
         Arm("literal", SCALED | {"eps": 1e-4}),
         Arm("policy", SCALED | POLICY),
+        Arm("trusting", UNSCALED | {"rewards": {"trusted_accuracy": 1.0}}),
         Arm("wide_eps", SCALED | {"eps": 0.1}),
         Arm("accuracy_only", SCALED | {"rewards": {"accuracy": 1.0}}),
         Arm("snapshot", SCALED | {"refresh": "epoch"}),

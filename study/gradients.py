@@ -8,10 +8,9 @@ import torch
 
 from grpo_rm.config import load_config
 from grpo_rm.losses import GrpoRmLoss, Loss, Objective, cross_entropy_loss
-from grpo_rm.rewards import accuracy_reward, uniformity_reward
 from grpo_rm.sites import Sites
 from pipelines.lineage import ROOT
-from pipelines.objective import OF_THE_TRAINER
+from pipelines.objective import BUILT_IN, OF_THE_TRAINER
 from pipelines.stage import run_stage
 from study.arms import ARMS, Arm
 from study.protocol import configured
@@ -44,9 +43,8 @@ def head_loss(arm: Arm) -> Loss:
     if arm.objective is None:
         return cross_entropy_loss
     settings = configured(load_config(ROOT / "params.yaml"), arm, 0.001, 0).objective
-    known = {"accuracy": accuracy_reward, "uniformity": uniformity_reward}
     options = settings.model_dump(exclude=OF_THE_TRAINER) | {"neighbor_weight": 0.0}
-    rewards = {name: known[name] for name in settings.rewards}
+    rewards = {name: BUILT_IN[name] for name in settings.rewards}
     return GrpoRmLoss(Objective(rewards=rewards, reward_weights=settings.rewards, **options))
 
 

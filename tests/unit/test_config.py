@@ -340,11 +340,15 @@ def test_further_seeds_differ_from_each_other_and_from_seed(load):
     ("rewards", "message"),
     [
         ({"uniformity_reward": 1}, "objective.rewards.uniformity_reward: unknown reward; did you mean uniformity?"),
-        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, region_iou, "),
+        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, trusted_accuracy, "),
         ({"mine:": 1}, "objective.rewards.mine:: expected an import path, package.module:function"),
         ({"my-module:reward": 1}, "objective.rewards.my-module:reward: expected an import path"),
         ({"accuracy": 0, "uniformity": 0}, "objective.rewards: no reward has a weight other than 0: nothing is"),
         ({}, "objective.rewards: no reward has a weight other than 0"),
+        (
+            {"trusted_accuracy": 1},
+            "objective: rewards has trusted_accuracy, whose size says how much an image counts, and scale is group",
+        ),
         (
             {"cost_matrix": 0.5},
             "objective: rewards has cost_matrix, so set cost_matrix to a CSV file below data/rewards",
@@ -372,7 +376,7 @@ def test_a_gate_asks_of_known_metrics_with_a_direction(load, block):
 def test_confusion_costs_are_not_divided_away(load):
     rewards = {"confusion_cost": 1.0}
     (line,) = message_of(load, objective__rewards=rewards, objective__cost_matrix="data/rewards/costs.csv")
-    assert "rewards has confusion_cost and scale is group" in line
+    assert "rewards has confusion_cost, whose size says how much an image counts, and scale is group" in line
 
 
 def test_costs_without_a_weight(load):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grpo_rm.policy import log_policy
 from grpo_rm.rewards import (
+    TRUST,
     ConfusionCostReward,
     Group,
     MatrixReward,
@@ -17,6 +18,7 @@ from grpo_rm.rewards import (
     class_similarity,
     compute_rewards,
     import_reward,
+    trusted_accuracy_reward,
     uniformity_reward,
 )
 
@@ -84,6 +86,26 @@ def test_uniformity_is_minus_a_distribution(logits):
     assert rewards.sum().item() == pytest.approx(-1)
     assert rewards.min() >= -1 - 1e-12
     assert rewards.max() <= 0
+
+
+def test_trusted_accuracy_golden():
+    """P = .2 and .5 + .2: .3807 and .8073."""
+    probs = torch.tensor([[0.5, 0.3, 0.2]])
+    rewards = trusted_accuracy_reward(group_of(torch.tensor([2]), probs.log()))
+    assert rewards.tolist() == [pytest.approx([-0.5 * 0.3807, -0.3 * 0.3807, 0.8 * 0.3807], abs=1e-4)]
+    rewards = trusted_accuracy_reward(group_of(MEMBERS[:1], probs.log()))
+    assert rewards.tolist() == [pytest.approx([0, -0.6 * 0.8073, 0.6 * 0.8073], abs=1e-4)]
+
+
+def test_trusted_accuracy_is_generalized_cross_entropy():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(6, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2, 3, 0, 2])
+    rewards = trusted_accuracy_reward(group_of(targets, logits.detach()))
+    surrogate = (rewards * logits.log_softmax(dim=1)).sum()
+    of_label = logits.softmax(dim=1).gather(1, targets.unsqueeze(1))
+    generalized = ((1 - of_label**TRUST) / TRUST).sum()
+    actual, expected = (torch.autograd.grad(loss, logits)[0] for loss in (-surrogate, generalized))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_matrix_golden():
