@@ -122,7 +122,7 @@ def test_an_interrupted_training_goes_on(workspace):
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments(workspace, tmp_path):
     """While it starts, trains, validates or writes: `dvc repro` again, and the weights are those of a training that was
-    left alone. Every other time it is killed after its first epoch, however slow the machine is.
+    left alone. Every other time the training alone is killed, after an epoch, however slow the machine is.
     """
     repro = ("dvc", "repro", "--force", "--single-item", "finetune@grpo_rm")
     reference = (workspace.root / MODEL / "model.safetensors").read_bytes()
@@ -146,7 +146,8 @@ def test_killed_ten_times_at_random_moments(workspace, tmp_path):
             )
         assert training.returncode in (None, 0), f"seed {seed}, kill {kill}"
         if training.returncode is None:
-            for process in [*psutil.Process(training.pid).children(recursive=True), training]:
+            children = psutil.Process(training.pid).children(recursive=True)
+            for process in children if kill % 2 else [*children, training]:  # dvc itself may be killed while it writes
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             training.wait(timeout=60)
