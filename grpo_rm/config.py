@@ -27,7 +27,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # strict: a stage is 
 EMBEDDED = ("digits", "shapes")
 SOURCES = (*EMBEDDED, "folder:PATH", "npz:PATH", "csv:PATH", "huggingface:NAME", "torchvision:NAME")
 OF_COSTS = ("cost_matrix", "confusion_cost")
-REWARDS = ("accuracy", "uniformity", "trusted_accuracy", "region_iou", *OF_COSTS, "class_similarity")
+REWARDS = ("accuracy", "uniformity", "log_uniformity", "trusted_accuracy", "region_iou", *OF_COSTS, "class_similarity")
 UNSCALED = ("trusted_accuracy", "confusion_cost")  # their size says how much an image counts
 REWARD_FILES = Path("data/rewards")  # the stage depends on it
 MONITORS, DENSE_MONITORS = ("val_accuracy", "val_nll"), ("val_miou", "val_pixel_accuracy", "val_nll")

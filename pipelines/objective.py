@@ -20,6 +20,7 @@ from grpo_rm.rewards import (
     accuracy_reward,
     class_similarity,
     import_reward,
+    log_uniformity_reward,
     region_iou_reward,
     trusted_accuracy_reward,
     uniformity_reward,
@@ -29,6 +30,7 @@ from pipelines.batches import evaluation_batches
 BUILT_IN: dict[str, Reward] = {
     "accuracy": accuracy_reward,
     "uniformity": uniformity_reward,
+    "log_uniformity": log_uniformity_reward,
     "trusted_accuracy": trusted_accuracy_reward,
     "region_iou": region_iou_reward,
 }

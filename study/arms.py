@@ -35,6 +35,7 @@ ARMS = {
         Arm(CONTROL, None),
         Arm("neighbors", UNSCALED | {"neighbor_weight": 6.0}),
         Arm("scaled", SCALED),
+        Arm("bounded", SCALED | {"eps": 0.1, "rewards": BOTH | {"log_uniformity": 0.03}}),
         Arm("unscaled", UNSCALED),
         Arm("literal", SCALED | {"eps": 1e-4}),
         Arm("policy", SCALED | POLICY),

@@ -340,7 +340,7 @@ def test_further_seeds_differ_from_each_other_and_from_seed(load):
     ("rewards", "message"),
     [
         ({"uniformity_reward": 1}, "objective.rewards.uniformity_reward: unknown reward; did you mean uniformity?"),
-        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, trusted_accuracy, "),
+        ({"zzz": 1}, "objective.rewards.zzz: unknown reward; expected one of accuracy, uniformity, log_uniformity, "),
         ({"mine:": 1}, "objective.rewards.mine:: expected an import path, package.module:function"),
         ({"my-module:reward": 1}, "objective.rewards.my-module:reward: expected an import path"),
         ({"accuracy": 0, "uniformity": 0}, "objective.rewards: no reward has a weight other than 0: nothing is"),

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_rm.advantages import group_advantages
 from grpo_rm.policy import log_policy
 from grpo_rm.rewards import (
     TRUST,
@@ -18,6 +19,7 @@ from grpo_rm.rewards import (
     class_similarity,
     compute_rewards,
     import_reward,
+    log_uniformity_reward,
     trusted_accuracy_reward,
     uniformity_reward,
 )
@@ -86,6 +88,35 @@ def test_uniformity_is_minus_a_distribution(logits):
     assert rewards.sum().item() == pytest.approx(-1)
     assert rewards.min() >= -1 - 1e-12
     assert rewards.max() <= 0
+
+
+def test_log_uniformity_golden():
+    probs = torch.tensor([[0.5, 0.3, 0.2]])
+    rewards = log_uniformity_reward(group_of(torch.tensor([0]), probs.log()))
+    assert rewards.tolist() == [pytest.approx([0.6931, 1.2040, 1.6094], abs=1e-4)]
+
+
+def test_log_uniformity_is_the_logit_penalty():
+    """Half the sum of the squared logits about their mean."""
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    rewards = log_uniformity_reward(group_of(torch.zeros(6, dtype=torch.long), logits.detach()))
+    surrogate = (group_advantages(rewards, scale="none") * logits.log_softmax(dim=1)).sum()
+    penalty = (logits - logits.mean(dim=1, keepdim=True)).square().sum() / 2
+    actual, expected = (torch.autograd.grad(loss, logits)[0] for loss in (-surrogate, penalty))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(("num_outputs", "fitted"), [(2, 0.9544), (10, 0.8855), (1000, 0.7587)])
+def test_nothing_pushes_at_a_label_that_is_sure_enough(num_outputs, fitted):
+    pushes = []
+    for label in (fitted - 0.001, fitted + 0.001):
+        probs = torch.full((1, num_outputs), (1 - label) / (num_outputs - 1), dtype=torch.float64)
+        probs[0, 0] = label
+        group = group_of(torch.tensor([0]), probs.log())
+        rewards = accuracy_reward(group) + uniformity_reward(group) + 0.03 * log_uniformity_reward(group)
+        pushes.append(group_advantages(rewards, scale="none")[0, 0].item())
+    assert 0 < pushes[0] < 2e-3
+    assert -2e-3 < pushes[1] < 0
 
 
 def test_trusted_accuracy_golden():
